@@ -1,0 +1,29 @@
+# Everything runs in .venv, which the first target creates; a second call is quick.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean soak scale
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+demo: .venv/ready
+	$(BIN)/python demo/run.py
+
+test: .venv/ready
+	$(BIN)/pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/annotate.py
+
+clean:
+	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,87 @@
+"""Training crops: scale, rotation, mirroring and colour of a labelled picture.
+
+Follows the release: scale about 0.7 to 1.3, rotation up to 40 degrees, mirroring with left and
+right swapped, fill 128. Scale comes from the longer side of the person's box. Nothing changes the
+sample itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cpm_core.geometry import crop_matrix, inside, transform, warp
+from cpm_core.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled person: RGB image (H, W, 3), box x, y, w, h, keypoints (K, 2), labelled (K,)."""
+
+    image: NDArray[np.uint8]
+    box: NDArray[np.float64]
+    keypoints: NDArray[np.float64]
+    labelled: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training crop may differ from the plain one; `NONE`, all zeros, gives that one.
+
+    `shift` is a share of the box's longer side, `brightness` of half the range of values;
+    `contrast` and `color` (per channel) are gains around 1.
+    """
+
+    log_scale: float = 0.3
+    rotation_degrees: float = 40.0
+    shift: float = 0.05
+    flip: bool = True
+    brightness: float = 0.2
+    contrast: float = 0.2
+    color: float = 0.1
+
+
+NONE = Augmentation(0, 0, 0, False, 0, 0, 0)
+
+
+def training_crop(
+    sample: Sample,
+    skeleton: Skeleton,
+    size: int,
+    box_factor: float,
+    options: Augmentation,
+    seed: tuple[int, ...],
+) -> Sample:
+    """The crop (size, size, 3) and its labels in crop pixels, the same for the same seed.
+
+    A seed is a tuple such as (run seed, epoch, sample). A joint that falls outside the crop counts
+    as unlabelled.
+    """
+    rng = np.random.default_rng(seed)
+    factor = box_factor * np.exp(rng.uniform(-options.log_scale, options.log_scale))
+    angle = np.deg2rad(rng.uniform(-options.rotation_degrees, options.rotation_degrees))
+    side = max(sample.box[2:])
+    box = sample.box + np.append(rng.uniform(-options.shift, options.shift, 2) * side, [0, 0])
+    flip = bool(options.flip and rng.random() < 0.5)
+    matrix = crop_matrix(box, size, factor, angle, flip)
+    keypoints = transform(sample.keypoints, matrix)
+    labelled = sample.labelled & inside(keypoints, size, size)
+    if flip:
+        keypoints, labelled = keypoints[skeleton.flip_order], labelled[skeleton.flip_order]
+    crop = _recolor(warp(sample.image, matrix, size), options, rng)
+    return Sample(crop, np.array([0, 0, size, size], dtype=np.float64), keypoints, labelled)
+
+
+def _recolor(
+    crop: NDArray[np.uint8], options: Augmentation, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    if not (options.brightness or options.contrast or options.color):
+        return crop
+    gain = 1 + rng.uniform(-options.contrast, options.contrast)
+    channels = gain * (1 + rng.uniform(-options.color, options.color, 3))
+    shift = 128 * (1 - gain) + 128 * rng.uniform(-options.brightness, options.brightness)
+    table = np.clip(np.arange(256)[:, None] * channels + shift, 0, 255).astype(np.uint8)
+    return cv2.LUT(crop, table[None])  # type: ignore[return-value]

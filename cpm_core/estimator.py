@@ -1,0 +1,160 @@
+"""Weights in, keypoints out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpm_core.crops import Cropper
+from cpm_core.decode import Refinement, decode, flip_back, resample
+from cpm_core.lite import fold_batch_norm
+from cpm_core.weights import Weights, load_weights
+
+log = logging.getLogger("posemill")
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+RELEASE_SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+"""The scales at which the original release looks at every person."""
+
+_GPU_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+_CPU_BATCH = 8
+
+
+def load(
+    name_or_path: str = "cpm-lite",
+    device: str | None = None,
+    precision: Precision = "auto",
+    flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    refinement: Refinement = "gaussian",
+    box_factor: float | None = None,
+) -> Estimator:
+    """An estimator with weights that come with the package, or from a `.safetensors` file.
+
+    `device` defaults to the GPU if there is one; `auto` precision is bf16 there and fp32 on a CPU.
+    `flip` and `scales` average the belief maps over mirrored and over resized views (the release
+    does the latter, with RELEASE_SCALES). `box_factor` overrides the one in the weights. Raises
+    WeightsError, or ConfigError for unusable scales or box factor.
+    """
+    return Estimator(
+        load_weights(name_or_path), device, precision, flip, scales, refinement, box_factor
+    )
+
+
+class Estimator:
+    """A CPM that turns uint8 crops, or a picture with boxes, into keypoints."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        device: str | None = None,
+        precision: Precision = "auto",
+        flip: bool = False,
+        scales: tuple[float, ...] = (1.0,),
+        refinement: Refinement = "gaussian",
+        box_factor: float | None = None,
+    ) -> None:
+        self.info = weights.info
+        self.sha256 = weights.sha256
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        self.flip = flip
+        self.refinement = refinement
+        factor = self.info.box_factor if box_factor is None else box_factor
+        self.cropper = Cropper(self.info.config.input_size, factor, tuple(scales))
+        self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
+        self.largest_batch = _GPU_BATCHES[0] if self.device.type == "cuda" else _CPU_BATCH
+        model = fold_batch_norm(weights.model()).to(self.device)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def estimate(
+        self, picture: NDArray[np.uint8], boxes: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).
+
+        x and y are pixels of the picture, the score is the belief at the peak and 0 outside the
+        picture. Raises ValueError for a box that is not finite or empty.
+        """
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        keypoints = self.estimate_crops(self.cropper.cut(picture, boxes))
+        height, width = picture.shape[:2]
+        return self.cropper.to_picture(keypoints, boxes, width, height)
+
+    def estimate_stages(
+        self, picture: NDArray[np.uint8], boxes: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """As `estimate`, after every stage: (T, N, K, 3). For few people; it does not batch."""
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        stages = self._run(self.cropper.cut(picture, boxes), every_stage=True)
+        height, width = picture.shape[:2]
+        return np.stack([self.cropper.to_picture(s, boxes, width, height) for s in stages])
+
+    def estimate_crops(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Keypoints (N, K, 3) in base-crop pixels for RGB crops (N, V, S, S, 3) from `cropper.cut`.
+
+        Batches are cut and padded to a few fixed sizes; when a GPU runs out of memory the batch is
+        halved for good.
+        """
+        size = self.cropper.size
+        expected = (len(self.cropper.scales), size, size, 3)
+        if crops.ndim != 5 or crops.shape[1:] != expected or crops.dtype != np.uint8:
+            raise ValueError(
+                f"expected uint8 crops (N, {', '.join(map(str, expected))}), "
+                f"got {crops.dtype} {crops.shape}"
+            )
+        results = [np.empty((0, len(self.info.skeleton), 3), np.float32)]
+        start = 0
+        while start < len(crops):
+            batch = crops[start : start + self.largest_batch]
+            try:
+                results.append(self._run(batch)[0])
+                start += len(batch)
+            except torch.cuda.OutOfMemoryError:
+                if self.largest_batch == 1:
+                    raise
+                self.largest_batch //= 2
+                torch.cuda.empty_cache()
+                log.warning("GPU memory is short: going on with batches of %d", self.largest_batch)
+        return np.concatenate(results)
+
+    @torch.inference_mode()
+    def _run(self, crops: NDArray[np.uint8], every_stage: bool = False) -> NDArray[np.float32]:
+        """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
+        images = torch.from_numpy(self._padded(crops))
+        if self.device.type == "cuda":
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        maps = self._belief(images, every_stage)
+        points = decode(maps[:, : len(crops), :-1], self.info.config.cell_offset, self.refinement)
+        return points.cpu().numpy()
+
+    def _padded(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """On a GPU, repeat the last crop up to the next fixed batch size: few shapes, few plans."""
+        if self.device.type != "cuda":
+            return np.ascontiguousarray(crops)
+        target = min(size for size in _GPU_BATCHES if size >= len(crops))
+        return np.concatenate([crops, np.repeat(crops[-1:], target - len(crops), axis=0)])
+
+    def _belief(self, images: Tensor, every_stage: bool) -> Tensor:
+        """Maps (T, N, K + 1, H, W) on the base crop's grid, averaged over views and mirroring."""
+        offset = self.info.config.cell_offset
+        views = []
+        for view, scale in enumerate(self.cropper.scales):
+            x = images[:, view].permute(0, 3, 1, 2)
+            stages = self._stages(x, every_stage)
+            if self.flip:
+                mirrored = self._stages(x.flip(-1), every_stage)
+                pairs = zip(stages, mirrored, strict=True)
+                stages = [(a + flip_back(b, self.flip_order, offset)) / 2 for a, b in pairs]
+            views.append(torch.stack([resample(maps, 1 / scale, offset) for maps in stages]))
+        return torch.stack(views).mean(dim=0)
+
+    def _stages(self, images: Tensor, every_stage: bool) -> list[Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            stages: list[Tensor] = self.model(images)
+        return [maps.float() for maps in (stages if every_stage else stages[-1:])]

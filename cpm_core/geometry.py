@@ -1,0 +1,112 @@
+"""Boxes, square crops and the way back.
+
+An integer coordinate is a pixel's centre. A box is x, y, w, h in pixels of the picture and covers
+the w pixels from x to x + w - 1, so its centre is x + (w - 1) / 2; the whole picture is (0, 0,
+width, height). The middle of a crop of side S is (S - 1) / 2.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+FILL = 128
+"""Value of a crop's pixels outside the picture, in all three colours (as in the release)."""
+
+_SHORTEST, _LONGEST = 1e-3, 1e7
+"""Pixels. A box outside of this is a mistake, and its arithmetic would not be exact."""
+
+_OPENCV_LONGEST = 32766
+"""OpenCV 4 cannot warp a picture with a longer side."""
+
+Array = NDArray[np.float64]
+
+
+def crop_matrix(
+    box: NDArray[np.floating], size: int, factor: float, rotation: float = 0.0, flip: bool = False
+) -> Array:
+    """(2, 3) affine map from picture to crop pixels. Raises ValueError for an unusable box.
+
+    The crop is the square of side `factor * max(w, h)` around the box's centre, turned by
+    `rotation` radians (clockwise on screen), mirrored after turning if `flip`, and scaled to `size`
+    pixels.
+    """
+    x, y, w, h = (float(v) for v in box)
+    in_range = (np.abs([x, y, w, h]) <= _LONGEST).all() and max(w, h) >= _SHORTEST
+    if not (in_range and w > 0 and h > 0):
+        raise ValueError(f"a box needs finite x, y and positive w, h in pixels, not {[x, y, w, h]}")
+    scale = size / (factor * max(w, h))
+    cos, sin = np.cos(rotation) * scale, np.sin(rotation) * scale
+    linear = np.array([[cos, -sin], [sin, cos]])
+    if flip:
+        linear[0] = -linear[0]
+    centre = np.array([x + (w - 1) / 2, y + (h - 1) / 2])
+    return np.column_stack([linear, (size - 1) / 2 - linear @ centre])
+
+
+def invert(matrix: Array) -> Array:
+    """The (2, 3) affine map of the opposite direction, exact to rounding."""
+    inverse = np.linalg.inv(matrix[:, :2])
+    return np.column_stack([inverse, -inverse @ matrix[:, 2]])
+
+
+def transform(points: NDArray[np.floating], matrix: Array) -> Array:
+    """Apply a (2, 3) map to points (..., 2)."""
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def warp(image: NDArray[np.uint8], matrix: Array, size: int) -> NDArray[np.uint8]:
+    """Cut a (size, size, 3) crop out of an (H, W, 3) picture; outside the picture it is 128.
+
+    A crop that shrinks the picture by two or more is averaged down first, so that it does not
+    alias.
+    """
+    shrink = 1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    if shrink >= 2 or max(image.shape) > _OPENCV_LONGEST:
+        image, matrix = _covered(image, matrix, size, max(1, int(shrink)))
+    return cv2.warpAffine(  # type: ignore[return-value]
+        image,
+        matrix,
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(FILL, FILL, FILL),
+    )
+
+
+def _covered(
+    image: NDArray[np.uint8], matrix: Array, size: int, shrink: int
+) -> tuple[NDArray[np.uint8], Array]:
+    """The part of the picture under the crop, averaged down by about `shrink`, and its matrix."""
+    corners = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], dtype=np.float64)
+    reach = transform(corners, invert(matrix))
+    height, width = image.shape[:2]
+    x0, y0 = np.clip(np.floor(reach.min(axis=0)).astype(int) - shrink, 0, [width - 1, height - 1])
+    x1, y1 = np.clip(
+        np.ceil(reach.max(axis=0)).astype(int) + shrink + 1, [x0 + 1, y0 + 1], [width, height]
+    )
+    part = image[y0:y1, x0:x1]
+    if shrink > 1:
+        w, h = max(1, (x1 - x0) // shrink), max(1, (y1 - y0) // shrink)
+        part = cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    # Pixel i of the small picture is centred at (i + 0.5) * ratio - 0.5 of the part.
+    ratio = np.array([(x1 - x0) / part.shape[1], (y1 - y0) / part.shape[0]])
+    linear = matrix[:, :2] * ratio
+    offset = matrix[:, 2] + matrix[:, :2] @ (np.array([x0, y0]) + 0.5 * ratio - 0.5)
+    return part, np.column_stack([linear, offset])
+
+
+def box_of_points(points: NDArray[np.floating]) -> Array:
+    """x, y, w, h of the smallest box that covers points (N, 2)."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    return np.concatenate([low, high - low + 1]).astype(np.float64)
+
+
+def inside(points: NDArray[np.floating], width: int, height: int) -> NDArray[np.bool_]:
+    """Which points (..., 2) lie on the picture, its outermost pixels' full area included."""
+    x, y = points[..., 0], points[..., 1]
+    on_picture: NDArray[np.bool_] = (
+        (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    )
+    return on_picture

@@ -1,0 +1,41 @@
+"""The `posemill` command: the same jobs as `jobs/*.py`, as subcommands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+_COMMANDS = {
+    "annotate": "annotate pictures and videos with human keypoints",
+    "preview": "draw annotated pictures on a contact sheet",
+    "import": "turn labelled pictures into a training table",
+    "train": "train or fine-tune a network",
+    "evaluate": "measure weights on a training table",
+}
+
+
+def _module(command: str) -> str:
+    return "jobs.import_" if command == "import" else f"jobs.{command}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Dispatch; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        width = max(map(len, _COMMANDS))
+        print("usage: posemill COMMAND …\n")
+        for name, text in _COMMANDS.items():
+            print(f"  {name:<{width}}  {text}")
+        print("\nposemill COMMAND --help lists a command's settings.")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from pipeline.annotate import tool_version
+
+        print(f"posemill {tool_version()}")
+        return 0
+    if words[0] not in _COMMANDS:
+        print(f"error: no command {words[0]!r}; there is {', '.join(_COMMANDS)}", file=sys.stderr)
+        return 2
+    run: Callable[[list[str]], int] = import_module(_module(words[0])).main
+    return run(words[1:])

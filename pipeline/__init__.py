@@ -1,0 +1,1 @@
+"""PoseMill's pipeline: the only package that imports Ray."""

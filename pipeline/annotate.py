@@ -1,0 +1,368 @@
+"""The annotate job: plan, do what is not done, reconcile, finish.
+
+The driver holds no results: parts are written by the workers, and what is done is what is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cpm_core.errors import CpmError
+from cpm_core.weights import load_weights
+from pipeline import schema
+from pipeline.commit import done_shards, mark_success, part_summaries, unmark_success
+from pipeline.config import AnnotateSettings, fingerprint
+from pipeline.errors import PosemillError, UsageError
+from pipeline.inputs import Passed, Selection, boxes_by_uri, expand, read_table
+from pipeline.lock import Lock
+from pipeline.manifest import Manifest, ShardRef
+from pipeline.messages import DecoderConfig
+from pipeline.plan import Planned, ShardRule, people_expected, plan
+from pipeline.progress import Meter, Reporter
+from pipeline.stages import EstimatorSpec, Summary
+from pipeline.storage import Output, StorageOptions
+from pipeline.units import GivenBox
+
+_RUN = "run.json"
+_SHARDS_PER_WAVE = 2000
+_UNITS_BEFORE_JUDGING = 200
+
+
+@dataclass
+class Report:
+    """What a run did: `total` over the whole table, `now` in this run."""
+
+    total: Summary = field(default_factory=Summary)
+    now: Summary = field(default_factory=Summary)
+    seconds: float = 0.0
+    planned_units: int = 0
+
+
+def annotate(settings: AnnotateSettings, reporter: Reporter) -> Report:
+    """Run the job. Raises PosemillError when it cannot finish; the same call continues it."""
+    return Run(settings, reporter).go()
+
+
+class Run:
+    """One start of the job."""
+
+    def __init__(self, settings: AnnotateSettings, reporter: Reporter) -> None:
+        self.settings = settings
+        self.reporter = reporter
+        self.storage = StorageOptions(
+            settings.s3_endpoint, settings.s3_anonymous, settings.s3_requester_pays
+        )
+        self.output = Output(settings.output, self.storage)
+        try:
+            self.weights = load_weights(settings.weights)
+        except CpmError as error:
+            raise UsageError(str(error)) from error
+        self.boxes = self._read_boxes()
+        self.decoder = self._decoder_config()
+        self.fields = settings.fingerprint_fields(
+            weights=self.weights.sha256,
+            people=_identity(settings.people, self.decoder.detector),
+            boxes=_digest_of_boxes(self.boxes),
+            schema=str(schema.SCHEMA_VERSION),
+        )
+        self.fingerprint = fingerprint(self.fields)
+
+    def go(self) -> Report:
+        """Plan and annotate, or only print the plan."""
+        if self.settings.dry_run:
+            self._check_fingerprint()
+            self._plan(write=False)
+            return Report()
+        with Lock(self.output, self.settings.part_of, self.reporter.say) as lock:
+            self._check_fingerprint()
+            self._write_run_file()
+            manifest = self._plan(write=True)
+            return self._annotate(manifest, lock)
+
+    def _annotate(self, manifest: Manifest, lock: Lock) -> Report:
+        report = Report(planned_units=manifest.next_unit)
+        done = done_shards(self.output)
+        mine = self._partition(manifest)
+        todo = [ref for ref in mine if ref.shard not in done]
+        for text in part_summaries(self.output, {r.shard for r in mine if r.shard in done}):
+            report.total.add(Summary.from_json(text))
+        if todo:
+            unmark_success(self.output)
+            from pipeline.execute import Executor
+
+            with Executor(self._executor_inputs(), self.reporter) as executor:
+                total = (
+                    manifest.next_unit
+                    if self.settings.part_of[1] == 1
+                    else _units_in(self.output, mine)
+                )
+                with self.reporter.annotating(total, report.total) as meter:
+                    self._work(executor, todo, meter, lock)
+                    report.now, report.seconds = meter.so_far, meter.seconds
+            report.total.add(report.now)
+        self._finish(manifest, mine, report)
+        return report
+
+    def _work(self, executor: Any, todo: Sequence[ShardRef], meter: Meter, lock: Lock) -> None:
+        """Run the shards in waves; what stays undone is run again, then unit by unit."""
+        for start in range(0, len(todo), _SHARDS_PER_WAVE):
+            wave = todo[start : start + _SHARDS_PER_WAVE]
+            for attempt in (executor.run, executor.run, executor.run_unit_by_unit):
+                for summary in attempt(wave):
+                    meter.add(summary)
+                    self._judge(meter.so_far)
+                    lock.check()
+                if not (wave := self._undone(wave)):
+                    break
+                names = ", ".join(str(ref.shard) for ref in wave[:5])
+                self.reporter.say(
+                    f"{len(wave)} shards were lost (first: {names}); running them again"
+                )
+            if wave:
+                raise PosemillError(
+                    f"shard {wave[0].shard} could not be written after three attempts; see the Ray "
+                    "logs, then run the same command again"
+                )
+
+    def _undone(self, wave: Sequence[ShardRef]) -> list[ShardRef]:
+        done = done_shards(self.output)
+        return [ref for ref in wave if ref.shard not in done]
+
+    def _judge(self, so_far: Summary) -> None:
+        limit = self.settings.max_failures
+        if so_far.units < _UNITS_BEFORE_JUDGING or so_far.failed_units <= limit * so_far.units:
+            return
+        code, count = so_far.failed.most_common(1)[0]
+        raise PosemillError(
+            f"{so_far.failed_units} of the first {so_far.units} units failed (most: {code}, "
+            f"{count}), over --max-failures {limit:g}; check the inputs and the credentials, then "
+            "run the same command again"
+        )
+
+    def _finish(self, manifest: Manifest, mine: Sequence[ShardRef], report: Report) -> None:
+        """Verify the counts against the manifest and say that the table is complete."""
+        expected = (
+            manifest.next_unit if len(mine) == manifest.next_shard else _units_in(self.output, mine)
+        )
+        if report.total.units != expected:
+            raise PosemillError(
+                f"{report.total.units} units are in the table, {expected} were planned; "
+                "this is a bug in PoseMill, please report it with run.json"
+            )
+        self._write_run_file(report)
+        everything = len(mine) == manifest.next_shard or len(done_shards(self.output)) == (
+            manifest.next_shard
+        )
+        if everything and (report.now.shards or self.output.read("_SUCCESS") is None):
+            document = {
+                "fingerprint": self.fingerprint,
+                "generations": manifest.generations,
+                "shards": manifest.next_shard,
+                "units": manifest.next_unit,
+                "finished": _now(),
+            }
+            if len(mine) == manifest.next_shard:
+                document["counts"] = _counts(report.total)
+            mark_success(self.output, document)
+
+    def _plan(self, write: bool) -> Manifest:
+        settings, passed = self.settings, Passed()
+        manifest = Manifest.load(self.output)
+        selection = Selection(settings.include, settings.exclude, settings.sample)
+        inputs = (
+            item
+            for item in expand(settings.input, self.storage, self.boxes, passed)
+            if selection.wants(item.uri)
+        )
+        crop = self.decoder.crop_size**2 * 3 * len(self.decoder.scales)
+        rule = ShardRule(settings.shard_size, crop, people_expected(settings.people))
+        planned = plan(
+            inputs,
+            manifest,
+            manifest.uri_digests(self.output),
+            self.decoder,
+            rule,
+            self.output if write else None,
+            settings.limit,
+            self.reporter.planning,
+        )
+        if not planned.inputs and not planned.known:
+            raise PosemillError(f"no pictures or videos in {', '.join(settings.input)}")
+        self._tell_plan(planned, passed, write)
+        return Manifest.load(self.output)
+
+    def _tell_plan(self, planned: Planned, passed: Passed, write: bool) -> None:
+        known = f", {planned.known:,} planned before" if planned.known else ""
+        self.reporter.say(
+            f"planned {planned.inputs:,} new inputs ({planned.videos:,} videos, "
+            f"{planned.bytes / 1e6:,.1f} MB listed){known}: {planned.units:,} units, "
+            f"{planned.frames:,} frames, {planned.shards:,} shards"
+        )
+        if passed.count:
+            self.reporter.say(
+                f"passed over {passed.count:,} files that are neither pictures nor videos by name, "
+                f"such as {', '.join(passed.examples)}"
+            )
+        if not write:
+            from pipeline import cluster
+
+            cluster.connect(self.settings.address)
+            self.reporter.say(f"would run {cluster.cluster_layout(self.settings).describe()}")
+            self.reporter.say(f"fingerprint {self.fingerprint}; nothing was written (--dry-run)")
+
+    def _partition(self, manifest: Manifest) -> list[ShardRef]:
+        index, count = self.settings.part_of
+        return [ref for ref in manifest.shards(self.output) if ref.shard % count == index]
+
+    def _check_fingerprint(self) -> None:
+        data = self.output.read(_RUN)
+        if data is None:
+            return
+        before: dict[str, Any] = json.loads(data)["settings"]
+        differing = [
+            k
+            for k in sorted(before.keys() | self.fields.keys())
+            if before.get(k) != self.fields.get(k)
+        ]
+        if differing:
+            changes = ", ".join(
+                f"{k}: {before.get(k)!r} -> {self.fields.get(k)!r}" for k in differing
+            )
+            raise UsageError(
+                f"{self.output.uri} was made with other settings ({changes}); use those again, or "
+                "give another --output"
+            )
+
+    def _write_run_file(self, report: Report | None = None) -> None:
+        data = self.output.read(_RUN)
+        document: dict[str, Any] = json.loads(data) if data else {"created": _now(), "runs": []}
+        document |= {
+            "fingerprint": self.fingerprint,
+            "settings": self.fields,
+            "model": self.weights.info.name,
+            "licence": self.weights.info.licence,
+            "versions": {name: version(name) for name in ("ray", "torch", "pyarrow", "numpy")}
+            | {"python": platform.python_version(), "posemill": tool_version()},
+        }
+        if report is not None:
+            document["runs"].append(
+                {
+                    "finished": _now(),
+                    "input": list(self.settings.input),
+                    "partition": self.settings.partition,
+                    "seconds": round(report.seconds, 2),
+                    "now": _counts(report.now),
+                    "stage_seconds": {k: round(v, 2) for k, v in report.now.seconds.items()},
+                }
+            )
+            document["counts"] = _counts(report.total)
+        self.output.replace(_RUN, json.dumps(document, indent=2).encode())
+
+    def _read_boxes(self) -> dict[str, tuple[GivenBox, ...]] | None:
+        name = self.settings.boxes
+        if name is None:
+            return None
+        return boxes_by_uri(read_table(name, self.storage), name)
+
+    def _decoder_config(self) -> DecoderConfig:
+        s, info = self.settings, self.weights.info
+        return DecoderConfig(
+            storage=self.storage,
+            crop_size=info.config.input_size,
+            box_factor=s.box_factor or info.box_factor,
+            scales=s.scales,
+            people=s.people,
+            detector_threshold=s.detector_threshold,
+            max_people=s.max_people,
+            max_pixels=s.max_pixels,
+            max_bytes=s.max_bytes,
+            max_seconds=s.max_seconds,
+            max_memory=s.max_memory,
+            fps=s.fps,
+            detector=_read_detector(s.people),
+        )
+
+    def _executor_inputs(self) -> ExecutorInputs:
+        s = self.settings
+        metadata = {
+            "model": {"name": self.weights.info.name, "weights_sha256": self.weights.sha256},
+            "fingerprint": self.fingerprint,
+            "tool": f"posemill {tool_version()}",
+        }
+        return ExecutorInputs(
+            settings=s,
+            decoder=self.decoder,
+            output=self.output,
+            estimator=EstimatorSpec(
+                self.weights, None, s.precision, s.flip, s.scales, s.refinement, s.box_factor
+            ),
+            metadata=schema.table_metadata(metadata, self.weights.info.skeleton),
+        )
+
+
+@dataclass(frozen=True)
+class ExecutorInputs:
+    """All that the execution on Ray needs."""
+
+    settings: AnnotateSettings
+    decoder: DecoderConfig
+    output: Output
+    estimator: EstimatorSpec
+    metadata: dict[bytes, bytes]
+
+
+def _units_in(output: Output, refs: Sequence[ShardRef]) -> int:
+    from pipeline.manifest import open_file
+
+    files = {name: open_file(output, name) for name in {ref.file for ref in refs}}
+    return sum(files[r.file].metadata.row_group(r.row_group).num_rows for r in refs)
+
+
+def _read_detector(people: str) -> bytes | None:
+    """The bytes of `detector:FILE`, checked by loading it once."""
+    kind, _, path = people.partition(":")
+    if kind != "detector":
+        return None
+    from cpm_core.people import YoloxDetector
+
+    try:
+        YoloxDetector(path)
+        return Path(path).read_bytes()
+    except (CpmError, OSError) as error:
+        raise UsageError(f"--people {people}: {error}") from error
+
+
+def _identity(people: str, detector: bytes | None) -> str:
+    """What `--people` means for the result: a detector is its content, not its path."""
+    if detector is None:
+        return people
+    return f"detector:{hashlib.sha256(detector).hexdigest()}"
+
+
+def _digest_of_boxes(boxes: dict[str, tuple[GivenBox, ...]] | None) -> str | None:
+    if boxes is None:
+        return None
+    text = json.dumps(sorted(boxes.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _counts(summary: Summary) -> dict[str, Any]:
+    names = ("units", "frames", "people", "rows", "failed_units")
+    return {name: getattr(summary, name) for name in names} | {"failed": dict(summary.failed)}
+
+
+def tool_version() -> str:
+    """Version of the installed distribution."""
+    return version("posemill")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

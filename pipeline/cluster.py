@@ -1,0 +1,154 @@
+"""Ray: connecting, and who gets which resources.
+
+Every operator states its CPUs, and the smallest graph adds up to 0.9 CPU, so that one CPU is enough
+and nothing can starve anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipeline.config import AnnotateSettings
+from pipeline.errors import PosemillError
+
+log = logging.getLogger("posemill")
+
+_COMMIT_CPUS = 0.1
+_CPUS_PER_GROUP = 8
+_CPUS_PER_GPU_PREPARER = 4
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How many actors an operator has at most, and what each of them takes."""
+
+    name: str
+    actors: int
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who runs where. `decoders` per prepare actor, `threads` per estimate actor."""
+
+    prepare: Operator
+    estimate: Operator
+    commit: Operator
+    decoders: int
+    threads: int
+    device: str
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """In the order of the graph."""
+        return self.prepare, self.estimate, self.commit
+
+    def describe(self) -> str:
+        """One line for people."""
+        return ", ".join(
+            f"{o.actors} {o.name} ({o.cpus:g} CPU{f', {o.gpus:g} GPU' if o.gpus else ''})"
+            for o in self.operators
+        )
+
+
+def connect(given_address: str | None, dashboard: bool = False) -> None:
+    """Join the cluster of `--address`, RAY_ADDRESS or the surrounding Ray job; else start one
+    here."""
+    if ray.is_initialized():
+        return
+    address = given_address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address and address != "local":
+            ray.init(address=address, runtime_env=_code_for_workers(), **quiet)
+        else:
+            ray.init(address="local", include_dashboard=dashboard, **quiet)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PosemillError(
+            f"cannot reach Ray at {address or 'this machine'}: {reason}; check --address and that "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token fits the cluster"
+        ) from error
+
+
+def _code_for_workers() -> dict[str, Any]:
+    """Ship the packages to the cluster's workers, unless `ray job submit --working-dir` did."""
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        return {}
+    root = Path(__file__).resolve().parent.parent
+    return {"py_modules": [str(root / name) for name in ("cpm_core", "pipeline", "jobs")]}
+
+
+def layout(settings: AnnotateSettings, cpus: float, gpus: float, smallest_node: float) -> Layout:
+    """Share out CPUs and GPUs; `smallest_node` is the number of CPUs of the smallest node."""
+    cuda = settings.device == "cuda" or (settings.device == "auto" and gpus >= 1)
+    commit = Operator("commit", 1, _COMMIT_CPUS)
+    if cuda:
+        estimators = settings.estimators or max(1, int(gpus))
+        free = cpus - _COMMIT_CPUS * (estimators + 1)
+        group = min(_CPUS_PER_GPU_PREPARER, max(1.0, smallest_node - 1))
+        preparers = settings.preparers or max(1, int(free // group))
+        each = min(group, max(0.1, round(free / preparers, 2)))
+        return Layout(
+            Operator("prepare", preparers, each),
+            Operator("estimate", estimators, _COMMIT_CPUS, 1.0),
+            commit,
+            settings.decoders or max(1, int(each)),
+            settings.threads or 1,
+            "cuda",
+        )
+    group = max(1.0, min(_CPUS_PER_GROUP, smallest_node))
+    groups = max(1, int(cpus // group))
+    return Layout(
+        Operator("prepare", settings.preparers or groups, round(0.35 * group, 2)),
+        Operator("estimate", settings.estimators or groups, round(0.45 * group, 2)),
+        commit,
+        settings.decoders or max(1, round(group / 4)),
+        settings.threads or max(1, int(group)),
+        "cpu",
+    )
+
+
+def cluster_layout(settings: AnnotateSettings) -> Layout:
+    """The layout for the connected cluster, checked. Raises PosemillError that says what is
+    missing."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    with_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
+    if not with_cpus:
+        raise PosemillError("the Ray cluster has no node with a CPU for work; add worker nodes")
+    chosen = layout(
+        settings,
+        cpus=sum(with_cpus),
+        gpus=sum(node.get("GPU", 0) for node in nodes),
+        smallest_node=min(with_cpus),
+    )
+    check_placement(chosen, nodes)
+    return chosen
+
+
+def check_placement(chosen: Layout, nodes: list[dict[str, float]]) -> None:
+    """Refuse a graph of which not even one actor per operator fits on the nodes."""
+    free = [{"CPU": node.get("CPU", 0.0), "GPU": node.get("GPU", 0.0)} for node in nodes]
+    for operator in sorted(chosen.operators, key=lambda o: (-o.gpus, -o.cpus)):
+        for node in free:
+            if node["CPU"] + 1e-9 >= operator.cpus and node["GPU"] + 1e-9 >= operator.gpus:
+                node["CPU"] -= operator.cpus
+                node["GPU"] -= operator.gpus
+                break
+        else:
+            what = f"{operator.cpus:g} CPU" + (
+                f" and {operator.gpus:g} GPU" if operator.gpus else ""
+            )
+            raise PosemillError(
+                f"no node has {what} free for one {operator.name} actor; the cluster has "
+                f"{sum(n.get('CPU', 0) for n in nodes):g} CPU and "
+                f"{sum(n.get('GPU', 0) for n in nodes):g} GPU on {len(nodes)} nodes; add nodes, or "
+                "lower --preparers, --estimators, or choose another --device"
+            )

@@ -1,0 +1,44 @@
+"""Failures, sorted: what ends a run, and what becomes a row of the table.
+
+Codes are stable: they are written into tables, and users filter and retry by them.
+"""
+
+from __future__ import annotations
+
+
+class PosemillError(Exception):
+    """The run cannot go on. The message is one line that says why and what to do."""
+
+
+class UsageError(PosemillError):
+    """A setting is wrong."""
+
+
+class InputError(Exception):
+    """One unit cannot be annotated; it becomes a row with this code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        assert code in ERROR_CODES, code
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        return InputError, (self.code, str(self))
+
+
+ERROR_CODES = {
+    "not_found": "the object is not there (any more)",
+    "forbidden": "the storage refuses to hand the object out",
+    "storage": "the storage kept failing after all retries",
+    "empty": "the object has no bytes",
+    "too_large": "more bytes than --max-bytes",
+    "too_many_pixels": "more pixels than --max-pixels",
+    "unknown_format": "neither a picture nor a video in a format that is read",
+    "corrupt": "the data is damaged or truncated",
+    "no_video": "the container has no video stream that can be decoded",
+    "bad_box": "a given box is not finite, has no area, or misses the picture",
+    "timeout": "decoding took longer than --max-seconds",
+    "out_of_memory": "decoding needed more memory than --max-memory",
+    "worker_crashed": "the decoder process died on this unit",
+    "internal": "the unit failed twice for a reason of PoseMill's own; see the message",
+}

@@ -1,0 +1,159 @@
+"""Execution on Ray: shards through prepare, estimate and commit.
+
+Ray's retries are for infrastructure only and bounded; what it loses, the driver notices by the
+missing part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from pipeline import cluster
+from pipeline.annotate import ExecutorInputs
+from pipeline.commit import commit_part
+from pipeline.errors import InputError
+from pipeline.manifest import ShardRef, open_file, read_shard
+from pipeline.progress import Reporter
+from pipeline.rows import annotation_rows, crops_table, failure_rows
+from pipeline.stages import (
+    CommitStage,
+    EstimateStage,
+    Prepare,
+    PrepareStage,
+    Summary,
+    estimate_rows,
+)
+from pipeline.storage import Output
+from pipeline.units import Unit
+
+log = logging.getLogger("posemill")
+
+_TASK_RETRIES = 2
+
+
+class Executor:
+    """Connects to Ray, checks that the graph fits, and runs shards."""
+
+    def __init__(self, inputs: ExecutorInputs, reporter: Reporter) -> None:
+        self.inputs = inputs
+        self.reporter = reporter
+
+    def __enter__(self) -> Self:
+        self._owns = not ray.is_initialized()
+        cluster.connect(self.inputs.settings.address)
+        self.layout = cluster.cluster_layout(self.inputs.settings)
+        self.reporter.say(f"running {self.layout.describe()}")
+        _configure_ray_data()
+        self.decoder = ray.put(self.inputs.decoder)
+        self.estimator = ray.put(replace(self.inputs.estimator, device=self.layout.device))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._owns:
+            ray.shutdown()
+
+    def run(self, shards: Sequence[ShardRef]) -> Iterator[Summary]:
+        """Run shards as one Ray Data graph; yields the summary of each that was committed.
+
+        Ends early, with a warning, when Ray gives up; the caller looks at what is missing.
+        """
+        graph = self._graph(shards)
+        try:
+            for row in graph.iter_rows():
+                yield Summary.from_json(row["summary"])
+        except RayError as error:
+            log.warning("Ray gave up on a graph: %s", str(error).strip().splitlines()[-1])
+
+    def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[Summary]:
+        """Run every unit of the shards in a task of its own; one that fails becomes a row."""
+        for ref in shards:
+            units = read_shard(open_file(self.inputs.output, ref.file), ref.row_group)
+            table = pa.concat_tables([self._one_unit(unit) for unit in units])
+            summary = Summary.of(table)
+            commit_part(
+                self.inputs.output, ref.shard, table, self.inputs.metadata, summary.to_json()
+            )
+            yield summary
+
+    def _one_unit(self, unit: Unit) -> pa.Table:
+        operator = self.layout.estimate
+        task = _annotate_unit.options(num_cpus=operator.cpus, num_gpus=operator.gpus)
+        try:
+            table: pa.Table = ray.get(
+                task.remote(self.decoder, self.estimator, self.inputs.output, unit)
+            )
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            failure = InputError("internal", f"failed alone, too: {reason}")
+            num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
+            crops = crops_table(failure_rows([unit], failure))
+            return annotation_rows(
+                crops, np.empty((0, num_keypoints, 3), np.float32), num_keypoints
+            )
+        return table
+
+    def _graph(self, shards: Sequence[ShardRef]) -> ray.data.Dataset:
+        i, layout = self.inputs, self.layout
+        blocks = [
+            pa.table({"shard": [s.shard], "file": [s.file], "row_group": [s.row_group]})
+            for s in shards
+        ]
+        graph: ray.data.Dataset = ray.data.from_arrow(blocks)
+        graph = _stage(
+            graph, PrepareStage, (self.decoder, i.output, layout.decoders), layout.prepare
+        )
+        graph = _stage(graph, EstimateStage, (self.estimator, layout.threads), layout.estimate)
+        return _stage(graph, CommitStage, (i.output, i.metadata), layout.commit)
+
+
+def _stage(
+    graph: ray.data.Dataset, stage: type, arguments: tuple[Any, ...], operator: cluster.Operator
+) -> ray.data.Dataset:
+    """One operator: a pool of actors, a batch is one shard."""
+    return graph.map_batches(
+        stage,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_args=arguments,
+        compute=ActorPoolStrategy(min_size=1, max_size=operator.actors),
+        num_cpus=operator.cpus,
+        num_gpus=operator.gpus or None,
+        max_restarts=-1,
+        max_task_retries=_TASK_RETRIES,
+    )
+
+
+def _configure_ray_data() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    # A lost block is a missing part; the driver runs it again.
+    context.max_errored_blocks = -1
+    # A shard of slow units may take long; units have their own deadlines.
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = -1
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@ray.remote(max_retries=0)
+def _annotate_unit(decoder: Any, estimator: Any, output: Output, unit: Unit) -> pa.Table:
+    """A unit alone, in a process of its own."""
+    crops = Prepare(decoder, output, 1).units([unit])
+    return estimate_rows(estimator.build(), crops)

@@ -1,0 +1,224 @@
+"""What `--input` names: files, folders, globs and lists -> a stream of inputs."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import UsageError
+from pipeline.storage import (
+    FileInfo,
+    StorageOptions,
+    describe,
+    open_filesystem,
+    path_of,
+    protocol_of,
+    uri_of,
+    walk,
+)
+from pipeline.units import PICTURE_SUFFIXES, VIDEO_SUFFIXES, GivenBox
+
+LIST_SUFFIXES = (".txt", ".csv", ".parquet")
+_BOX_COLUMNS = ("x", "y", "w", "h")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One picture or video, before it is planned."""
+
+    uri: str
+    kind: str
+    size: int | None = None
+    etag: str | None = None
+    mtime: datetime | None = None
+    boxes: tuple[GivenBox, ...] | None = None
+
+
+@dataclass
+class Passed:
+    """Files in folders that are neither pictures nor videos by their name."""
+
+    count: int = 0
+    examples: tuple[str, ...] = ()
+
+    def note(self, uri: str) -> None:
+        """Count one."""
+        self.count += 1
+        if len(self.examples) < 3:
+            self.examples = (*self.examples, uri)
+
+
+def expand(
+    inputs: Iterable[str],
+    options: StorageOptions,
+    boxes: dict[str, tuple[GivenBox, ...]] | None,
+    passed: Passed,
+) -> Iterator[Input]:
+    """Every input, in order. Raises UsageError for an `--input` that does not exist.
+
+    `boxes` are those of `--boxes`, by URI; they win over box columns of a list.
+    """
+    for name in inputs:
+        for item in _expand_one(name, options, passed):
+            if boxes is None:
+                yield item
+            else:
+                given = boxes.get(item.uri, ())
+                yield Input(item.uri, item.kind, item.size, item.etag, item.mtime, given)
+
+
+def _expand_one(name: str, options: StorageOptions, passed: Passed) -> Iterator[Input]:
+    fs, path, protocol = open_filesystem(name, options), path_of(name), protocol_of(name)
+    try:
+        if fs.isfile(path):
+            if name.lower().endswith(LIST_SUFFIXES):
+                yield from _from_list(name, options)
+            else:
+                yield _input(describe(fs.info(path), protocol))
+        elif fs.isdir(path):
+            yield from _known(walk(name, options), passed)
+        elif any(c in name for c in "*?["):
+            found = fs.glob(path, detail=True)
+            if not found:
+                raise UsageError(f"no file matches {name!r}")
+            entries = (found[key] for key in sorted(found))
+            yield from _known(
+                (describe(e, protocol) for e in entries if e["type"] == "file"), passed
+            )
+        else:
+            raise UsageError(f"no such input: {name!r}")
+    except (PermissionError, FileNotFoundError) as error:
+        raise UsageError(f"cannot list {name!r}: {error!r}") from error
+
+
+def _known(files: Iterable[FileInfo], passed: Passed) -> Iterator[Input]:
+    for file in files:
+        if suffix_of(file.uri) in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+            yield _input(file)
+        else:
+            passed.note(file.uri)
+
+
+def _input(file: FileInfo) -> Input:
+    return Input(file.uri, kind_of(file.uri), file.size, file.etag, file.mtime)
+
+
+def suffix_of(uri: str) -> str:
+    """Lower-case suffix of a URI's path."""
+    return PurePosixPath(uri).suffix.lower()
+
+
+def kind_of(uri: str) -> str:
+    """`video` by its suffix, else `image`; what it really is shows when it is decoded."""
+    return "video" if suffix_of(uri) in VIDEO_SUFFIXES else "image"
+
+
+def _from_list(name: str, options: StorageOptions) -> Iterator[Input]:
+    if name.lower().endswith(".txt"):
+        fs = open_filesystem(name, options)
+        with fs.open(path_of(name), "r", encoding="utf-8") as file:
+            for line in file:
+                uri = line.strip()
+                if uri and not uri.startswith("#"):
+                    yield _listed(uri, name, None)
+        return
+    table = read_table(name, options)
+    has_boxes = set(_BOX_COLUMNS) <= set(table.columns)
+    if not has_boxes:
+        for uri in table["uri"]:
+            yield _listed(str(uri), name, None)
+        return
+    for uri, boxes in boxes_by_uri(table, name).items():
+        yield Input(uri, kind_of(uri), boxes=boxes)
+
+
+def _listed(uri: str, source: str, boxes: tuple[GivenBox, ...] | None) -> Input:
+    uri = resolve(uri, source)
+    return Input(uri, kind_of(uri), boxes=boxes)
+
+
+def read_table(name: str, options: StorageOptions) -> pd.DataFrame:
+    """A .csv or .parquet table with a column `uri`. Raises UsageError."""
+    fs = open_filesystem(name, options)
+    try:
+        with fs.open(path_of(name), "rb") as file:
+            csv = name.lower().endswith(".csv")
+            table = pd.read_csv(file) if csv else pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read table {name!r}: {error}") from error
+    if "uri" not in table.columns:
+        raise UsageError(f"table {name!r} has no column 'uri'; it has {', '.join(table.columns)}")
+    return table
+
+
+def boxes_by_uri(table: pd.DataFrame, source: str) -> dict[str, tuple[GivenBox, ...]]:
+    """Boxes of a table with uri, x, y, w, h and optional score and frame_index, merged by URI.
+
+    A row whose four box values are all empty says that nobody is in the picture.
+    """
+    if missing := [column for column in _BOX_COLUMNS if column not in table.columns]:
+        raise UsageError(f"table {source!r} lacks the box columns {', '.join(missing)}")
+    merged: dict[str, tuple[GivenBox, ...]] = {}
+    for row in table.to_dict("records"):
+        uri = resolve(str(row["uri"]), source)
+        known = merged.setdefault(uri, ())
+        if not all(pd.isna(row[column]) for column in _BOX_COLUMNS):
+            merged[uri] = (*known, _box(row, source))
+    return merged
+
+
+def _box(row: dict[Any, Any], source: str) -> GivenBox:
+    score, frame = row.get("score"), row.get("frame_index")
+    try:
+        x, y, w, h = (float(row[column]) for column in _BOX_COLUMNS)
+        return GivenBox(
+            x,
+            y,
+            w,
+            h,
+            1.0 if score is None or pd.isna(score) else float(score),
+            None if frame is None or pd.isna(frame) else int(frame),
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"table {source!r}, {row['uri']!r}: {error}") from error
+
+
+def resolve(uri: str, source: str) -> str:
+    """A listed URI as it stands in tables; a relative one is relative to the list's folder."""
+    if "://" in uri and protocol_of(uri) != "file":
+        return uri_of(protocol_of(uri), path_of(uri))
+    if uri.startswith("file://") or os.path.isabs(uri):
+        return path_of(uri)
+    protocol = protocol_of(source)
+    folder = os.path.dirname(path_of(source))
+    return uri_of(protocol, os.path.normpath(f"{folder}/{uri}"))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which inputs are planned; see the settings of the same names."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    sample: float | None = None
+
+    def wants(self, uri: str) -> bool:
+        """Whether an input is selected, by its URI alone."""
+        if self.include and not any(fnmatch.fnmatchcase(uri, p) for p in self.include):
+            return False
+        if any(fnmatch.fnmatchcase(uri, p) for p in self.exclude):
+            return False
+        return self.sample is None or _share(uri) < self.sample
+
+
+def _share(uri: str) -> float:
+    digest = hashlib.blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

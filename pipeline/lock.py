@@ -1,0 +1,148 @@
+"""One run per output: a lock file with a heartbeat.
+
+The holder rewrites the lock every 30 s. Another run takes it over once it has watched it stay the
+same for 180 s by its own clock, or at once when the holder was a process on this boot of this
+machine that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.errors import PosemillError
+from pipeline.storage import Output
+
+_HEARTBEAT_S = 30.0
+_STALE_S = 180.0
+_POLL_S = 10.0
+
+
+class Lock:
+    """Holds `_lock-i-of-n` of an output while in a `with` block.
+
+    Raises PosemillError naming the run that holds it. `on_wait` is told why it waits for a lock
+    that may be stale.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        partition: tuple[int, int],
+        on_wait: Callable[[str], None],
+        heartbeat_s: float = _HEARTBEAT_S,
+        stale_s: float = _STALE_S,
+        poll_s: float = _POLL_S,
+    ) -> None:
+        self.output = output
+        self.name = f"_lock-{partition[0] + 1}-of-{partition[1]}"
+        self.on_wait = on_wait
+        self.heartbeat_s, self.stale_s, self.poll_s = heartbeat_s, stale_s, poll_s
+        self.me = {
+            "run": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "boot": _boot_id(),
+            "pid": os.getpid(),
+            "process_start": _process_start(os.getpid()),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.beats = 0
+        self.lost = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+
+    def __enter__(self) -> Self:
+        while not self.output.create(self.name, self._document()):
+            self._clear_stale()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if not self.lost and self._holder() == self.me["run"]:
+            self.output.remove(self.name)
+
+    def check(self) -> None:
+        """Raise PosemillError if another run took the lock over (this one was suspended, say)."""
+        if self.lost:
+            raise PosemillError(
+                f"another run took over {self.output.uri}; this one stops, nothing is lost"
+            )
+
+    def _document(self) -> bytes:
+        return json.dumps({**self.me, "beats": self.beats}).encode()
+
+    def _holder(self) -> str | None:
+        data = self.output.read(self.name)
+        return None if data is None else str(json.loads(data)["run"])
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.heartbeat_s):
+            if self._holder() != self.me["run"]:
+                self.lost = True
+                return
+            self.beats += 1
+            self.output.replace(self.name, self._document())
+
+    def _clear_stale(self) -> None:
+        """Remove the lock if its holder is gone; raise if it is alive."""
+        first = self.output.read(self.name)
+        if first is None:
+            return
+        holder: dict[str, Any] = json.loads(first)
+        if holder["boot"] == self.me["boot"]:
+            if _process_start(holder["pid"]) == holder["process_start"]:
+                raise self._held_by(holder)
+            self.output.remove(self.name)
+            return
+        self.on_wait(
+            f"{self.output.uri} is locked by process {holder['pid']} on {holder['host']}; "
+            f"watching it for up to {self.stale_s:g} s"
+        )
+        deadline = time.monotonic() + self.stale_s
+        while time.monotonic() < deadline:
+            self._stop.wait(self.poll_s)
+            if (now := self.output.read(self.name)) != first:
+                if now is None:
+                    return
+                raise self._held_by(json.loads(now))
+        self.output.remove(self.name)
+
+    def _held_by(self, holder: dict[str, Any]) -> PosemillError:
+        return PosemillError(
+            f"{self.output.uri} is in use by another run: process {holder['pid']} on "
+            f"{holder['host']}, started {holder['started']}; wait for it, or give another --output"
+        )
+
+
+def _boot_id() -> str:
+    """Names this boot of this machine (and, within it, this process namespace)."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    if not boot.exists():
+        return f"{socket.gethostname()}-{uuid.getnode()}"
+    return f"{boot.read_text().strip()}-{os.readlink(namespace)}"
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process of this machine started, in clock ticks since boot; None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()[19]

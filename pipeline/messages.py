@@ -1,0 +1,68 @@
+"""What a prepare actor and its decoder processes say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.storage import StorageOptions
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """All that a decoder process needs to know. `detector` holds an ONNX file's bytes."""
+
+    storage: StorageOptions
+    crop_size: int
+    box_factor: float
+    scales: tuple[float, ...]
+    people: str
+    detector_threshold: float
+    max_people: int
+    max_pixels: int
+    max_bytes: int
+    max_seconds: float
+    max_memory: int
+    fps: float | None
+    detector: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Ask how to cut a video."""
+
+    uri: str
+    largest: int
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """A decoded frame: its people, best first. The crops follow as raw bytes."""
+
+    frame_index: int | None
+    pts: int | None
+    timestamp_s: float | None
+    width: int
+    height: int
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    source: str | None
+    box_error: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The unit could not be finished; frames sent before it stand."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The unit is done. `value` answers a probe."""
+
+    value: Any = None

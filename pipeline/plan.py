@@ -1,0 +1,218 @@
+"""Planning: inputs -> units -> shards, appended to the manifest.
+
+What is planned stays planned: a second run plans only inputs whose URI is new.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+
+from pipeline.errors import InputError
+from pipeline.guard import Decoder
+from pipeline.inputs import Input
+from pipeline.manifest import Manifest, ManifestWriter, digest
+from pipeline.messages import DecoderConfig
+from pipeline.storage import Output
+from pipeline.units import Unit
+
+log = logging.getLogger("posemill")
+
+_CROP_BYTES_PER_SHARD = 64 << 20
+_FIRST_SHARD = 32
+_SHARDS_PER_SIZE = 4
+_UNKNOWN_PEOPLE = 4
+_PROBES_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class ShardRule:
+    """How units are grouped: at most `largest` frames, and about 64 MiB of crops.
+
+    Shards start small and double every four, so that a small input is spread out and the first part
+    of a large one is there early.
+    """
+
+    largest: int
+    crop_bytes: int
+    people_per_frame: int | None
+
+    def room(self, shard: int) -> int:
+        """Frames that fit into a shard."""
+        return min(self.largest, _FIRST_SHARD << min(shard // _SHARDS_PER_SIZE, 16))
+
+    def crops(self, unit: Unit) -> int:
+        """Bytes of crops to expect from a unit."""
+        people = self.people_per_frame
+        if people is None:
+            per_frame = len(unit.boxes or ()) if unit.kind == "image" else _UNKNOWN_PEOPLE
+            people = max(1, per_frame)
+        return unit.frames * people * self.crop_bytes
+
+    @property
+    def crops_per_shard(self) -> int:
+        """Bytes of crops a shard may hold; always at least one unit."""
+        return _CROP_BYTES_PER_SHARD
+
+
+def people_expected(people: str) -> int | None:
+    """How many people to expect per frame, for the size of shards; None where boxes are given."""
+    if people == "boxes":
+        return None
+    return 1 if people == "whole-image" else _UNKNOWN_PEOPLE
+
+
+@dataclass
+class Planned:
+    """What planning did."""
+
+    inputs: int = 0
+    units: int = 0
+    frames: int = 0
+    bytes: int = 0
+    videos: int = 0
+    shards: int = 0
+    known: int = 0
+
+
+def plan(
+    inputs: Iterable[Input],
+    manifest: Manifest,
+    known: set[bytes],
+    decoder: DecoderConfig,
+    rule: ShardRule,
+    output: Output | None,
+    limit: int | None,
+    on_progress: Callable[[Planned], None],
+) -> Planned:
+    """Append what is new to the manifest; with `output` None only count (dry run)."""
+    done = Planned()
+    writer = ManifestWriter(output, manifest.generations) if output is not None else None
+    shard, units, room, crops = manifest.next_shard, list[Unit](), 0, 0
+
+    def close_shard() -> None:
+        nonlocal shard, units
+        if units and writer is not None:
+            writer.add_shard(units)
+        if units:
+            shard += 1
+            done.shards += 1
+        units = []
+        on_progress(done)
+
+    for unit in _units(_new(inputs, known, limit, done), decoder, rule):
+        fits = unit.frames <= room and rule.crops(unit) <= crops
+        if not units or not fits:
+            close_shard()
+            room, crops = rule.room(shard), rule.crops_per_shard
+        units.append(unit.at(manifest.next_unit + done.units, shard))
+        room -= unit.frames
+        crops -= rule.crops(unit)
+        done.units += 1
+        done.frames += unit.frames
+    close_shard()
+    if writer is not None and done.units:
+        writer.complete(manifest.next_unit + done.units, shard)
+    return done
+
+
+def _new(
+    inputs: Iterable[Input], known: set[bytes], limit: int | None, done: Planned
+) -> Iterator[Input]:
+    """Inputs that are not planned yet; `limit` counts those that are, too."""
+    seen = 0
+    for item in inputs:
+        if limit is not None and seen == limit:
+            return
+        key = digest(item.uri)
+        seen += 1
+        if key in known:
+            done.known += 1
+            continue
+        known.add(key)
+        done.inputs += 1
+        done.videos += item.kind == "video"
+        done.bytes += item.size or 0
+        yield item
+
+
+def _units(inputs: Iterable[Input], config: DecoderConfig, rule: ShardRule) -> Iterator[Unit]:
+    """Units in the order of the inputs; videos are probed ahead, in guarded processes."""
+    with _Prober(config, rule) as prober:
+        waiting: deque[Callable[[], list[Unit]]] = deque()
+        for item in inputs:
+            waiting.append(prober.submit(item))
+            if len(waiting) > _PROBES_AHEAD:
+                yield from waiting.popleft()()
+        while waiting:
+            yield from waiting.popleft()()
+
+
+class _Prober:
+    """Cuts videos into ranges, two at a time."""
+
+    def __init__(self, config: DecoderConfig, rule: ShardRule) -> None:
+        self.rule = rule
+        self.decoders: SimpleQueue[Decoder] = SimpleQueue()
+        self.all = [Decoder(config) for _ in range(2)]
+        for decoder in self.all:
+            self.decoders.put(decoder)
+        self.threads = ThreadPoolExecutor(len(self.all))
+
+    def __enter__(self) -> _Prober:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threads.shutdown(cancel_futures=True)
+        for decoder in self.all:
+            decoder.close()
+
+    def submit(self, item: Input) -> Callable[[], list[Unit]]:
+        """A promise of the input's units."""
+        if item.kind != "video":
+            return lambda: [_unit(item)]
+        future: Future[list[Unit]] = self.threads.submit(self._probe, item)
+        return future.result
+
+    def _probe(self, item: Input) -> list[Unit]:
+        decoder = self.decoders.get()
+        try:
+            ranges = decoder.ranges(item.uri, self.rule.largest)
+        except InputError as error:
+            return [_unit(item, error_code=error.code, error_message=str(error))]
+        finally:
+            self.decoders.put(decoder)
+        return [
+            _unit(
+                item,
+                start_pts=r.start_pts,
+                end_pts=r.end_pts,
+                start_frame=r.start_frame,
+                frames=r.frames,
+            )
+            for r in ranges
+        ]
+
+
+def _unit(item: Input, **values: object) -> Unit:
+    unit = Unit(
+        0,
+        0,
+        item.uri,
+        item.kind,
+        item.size,
+        item.etag,
+        item.mtime,
+        boxes=item.boxes,
+        **values,  # type: ignore[arg-type]
+    )
+    if item.boxes is None or unit.start_frame is None:
+        return unit
+    # Boxes of earlier frames are cheap to carry, but useless.
+    first = unit.start_frame
+    kept = tuple(b for b in item.boxes if b.frame_index is None or b.frame_index >= first)
+    return replace(unit, boxes=kept)

@@ -1,0 +1,110 @@
+"""What a person sees of a run: progress with rate and ETA, then a summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pipeline.plan import Planned
+from pipeline.stages import Summary
+
+_LINE_EVERY_S = 10.0
+
+
+class Reporter:
+    """Writes to standard error; standard output stays free for results."""
+
+    def __init__(self) -> None:
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._last_plan = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False)
+
+    def planning(self, planned: Planned) -> None:
+        """Now and then, how far planning is."""
+        now = time.monotonic()
+        if now - self._last_plan >= _LINE_EVERY_S:
+            self._last_plan = now
+            self.say(f"planning: {planned.inputs:,} inputs, {planned.units:,} units")
+
+    def annotating(self, total_units: int, done: Summary) -> Meter:
+        """A meter for a run over `total_units`; `done` are those of earlier runs."""
+        return Meter(self.console, total_units, done)
+
+
+class Meter:
+    """Progress of the units of this run: a bar on a terminal, a line every 10 s elsewhere."""
+
+    def __init__(self, console: Console, total_units: int, done: Summary) -> None:
+        self.console = console
+        self.total = total_units
+        self.before = done.units
+        self.so_far = Summary()
+        self.started = time.monotonic()
+        self._last_line = self.started
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "annotating", total=total_units, completed=self.before, note=""
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the meter was made."""
+        return time.monotonic() - self.started
+
+    def add(self, summary: Summary) -> None:
+        """Count a finished shard and show it."""
+        self.so_far.add(summary)
+        rate = self.so_far.frames / self.seconds
+        people, failed = self.so_far.people, self.so_far.failed_units
+        note = f"{rate:.1f} frames/s, {people:,} people, {failed:,} failed"
+        self._bar.update(self._task, completed=self.before + self.so_far.units, note=note)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            self.console.print(f"{self._position()}, {note}, {self._left()} left", markup=False)
+
+    def _position(self) -> str:
+        done = self.before + self.so_far.units
+        return f"{done:,} of {self.total:,} units ({100 * done / max(1, self.total):.0f} %)"
+
+    def _left(self) -> str:
+        left = self.total - self.before - self.so_far.units
+        seconds = round(left * self.seconds / max(1, self.so_far.units))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"

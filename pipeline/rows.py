@@ -1,0 +1,171 @@
+"""Rows of the annotation table, in the making: first with crops, then with keypoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.errors import InputError
+from pipeline.messages import FrameResult
+from pipeline.units import Unit
+
+_WITHOUT_KEYPOINTS = [f for f in schema.annotation_table(1) if f.name not in schema.POSE_COLUMNS]
+CROPS = pa.schema([*_WITHOUT_KEYPOINTS, pa.field("crop", pa.large_binary())])
+"""Rows of a shard before the network has seen them; `crop` holds the person's views."""
+
+
+@dataclass
+class UnitRows:
+    """Collects the rows of one unit."""
+
+    unit: Unit
+    rows: list[dict[str, object]] = field(default_factory=list)
+    crops: list[bytes] = field(default_factory=list)
+
+    def add_frame(self, frame: FrameResult, crops: bytes) -> None:
+        """A decoded frame: a row per person, or one that says that nobody is there."""
+        common = self._common() | {
+            "frame_index": frame.frame_index,
+            "pts": frame.pts,
+            "timestamp_s": frame.timestamp_s,
+            "width": frame.width,
+            "height": frame.height,
+        }
+        if not len(frame.boxes):
+            problem = frame.box_error
+            self.rows.append(
+                common
+                | {
+                    "status": "failed" if problem else "no_person",
+                    "error_code": "bad_box" if problem else None,
+                    "error_message": problem,
+                }
+            )
+            return
+        for i, (box, score) in enumerate(zip(frame.boxes, frame.scores, strict=True)):
+            self.rows.append(
+                common
+                | {
+                    "status": "ok",
+                    "error_message": frame.box_error,
+                    "person_index": i,
+                    "box": box.tolist(),
+                    "box_score": float(score),
+                    "box_source": frame.source,
+                }
+            )
+        self.crops.append(crops)
+
+    def add_failure(self, error: InputError) -> None:
+        """The unit, or the rest of it, failed."""
+        self.rows.append(
+            self._common()
+            | {"status": "failed", "error_code": error.code, "error_message": str(error)[:500]}
+        )
+
+    def _common(self) -> dict[str, object]:
+        return {
+            "unit_id": self.unit.unit_id,
+            "uri": self.unit.uri,
+            "media_type": "video" if self.unit.kind == "video" else "image",
+        }
+
+
+def crops_table(units: Iterable[UnitRows]) -> pa.Table:
+    """Rows of a shard with their crops, in the order of the units."""
+    rows, crops = [], []
+    for unit in units:
+        rows += unit.rows
+        crops += unit.crops
+    table = pa.Table.from_pylist(rows, schema=pa.schema(_WITHOUT_KEYPOINTS))
+    return table.append_column(CROPS.field("crop"), _crop_column(table, b"".join(crops)))
+
+
+def _crop_column(table: pa.Table, data: bytes) -> pa.Array:
+    """One slice of `data` for every row with a person, nothing for the others; `data` is not
+    copied."""
+    people = np.asarray(table["person_index"].is_valid())
+    count = int(people.sum())
+    length = len(data) // count if count else 0
+    offsets = np.zeros(len(people) + 1, np.int64)
+    np.cumsum(people * length, out=offsets[1:])
+    validity = pa.py_buffer(np.packbits(people, bitorder="little"))
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(people), [validity, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
+
+
+def crops_of(table: pa.Table, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """All crops of a `crops_table` as one array (N, *shape), without a copy."""
+    column = table["crop"].combine_chunks()
+    chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    buffer = chunk.buffers()[2]
+    if buffer is None or not buffer.size:
+        return np.empty((0, *shape), np.uint8)
+    offsets = np.frombuffer(chunk.buffers()[1], np.int64)[
+        chunk.offset : chunk.offset + len(chunk) + 1
+    ]
+    data = np.frombuffer(buffer, np.uint8)[offsets[0] : offsets[-1]]
+    return data.reshape(-1, *shape)
+
+
+def boxes_of(table: pa.Table) -> NDArray[np.float64]:
+    """Boxes (N, 4) of the rows with a person."""
+    people = table.filter(table["person_index"].is_valid())
+    flat = people["box"].combine_chunks().flatten()
+    return np.asarray(flat, np.float64).reshape(-1, 4)
+
+
+def annotation_rows(
+    table: pa.Table, keypoints: NDArray[np.float32], num_keypoints: int
+) -> pa.Table:
+    """Rows of the annotation table from a `crops_table` and keypoints (N, K, 3) in picture
+    pixels."""
+    people = np.asarray(table["person_index"].is_valid())
+    target = schema.annotation_table(num_keypoints)
+    columns = {name: table[name] for name in table.column_names if name != "crop"}
+    for i, name in enumerate(schema.KEYPOINT_COLUMNS):
+        columns[name] = _spread(keypoints[..., i], people)
+    sources = np.asarray(table["box_source"].to_numpy(zero_copy_only=False))
+    box_scores = table["box_score"].to_numpy(zero_copy_only=False)[people]
+    measured = sources[people] == "detector"
+    score = np.where(measured, box_scores, 1.0) * keypoints[..., 2].mean(axis=1)
+    full = np.zeros(len(people), np.float32)
+    full[people] = score
+    columns["score"] = pa.array(full, mask=~people)
+    return pa.table([columns[field.name] for field in target], schema=target)
+
+
+def _spread(values: NDArray[np.float32], people: NDArray[np.bool_]) -> pa.Array:
+    """Values (N, K) as a list column with nulls where there is no person."""
+    full = np.zeros((len(people), values.shape[1]), np.float32)
+    full[people] = values
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(full.reshape(-1)), values.shape[1], mask=pa.array(~people)
+    )
+
+
+def pack(table: pa.Table) -> pa.Buffer:
+    """A table as Arrow IPC bytes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def unpack(data: pa.Buffer) -> pa.Table:
+    """Undo `pack`; the columns point into `data`."""
+    return pa.ipc.open_stream(data).read_all()
+
+
+def failure_rows(units: Iterable[Unit], error: InputError) -> Iterator[UnitRows]:
+    """Units that all failed in the same way."""
+    for unit in units:
+        rows = UnitRows(unit)
+        rows.add_failure(error)
+        yield rows

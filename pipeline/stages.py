@@ -1,0 +1,256 @@
+"""The three stages of the graph: prepare, estimate, commit.
+
+A row of the Ray Data graph is a whole shard: its tables travel as Arrow IPC bytes in the column
+`payload`, so that Ray can neither cut a shard in two nor merge two, and a batch of one row is one
+shard on CPU and GPU alike.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.commit import commit_part
+from pipeline.errors import InputError
+from pipeline.fetch import fetch
+from pipeline.guard import Decoder
+from pipeline.manifest import ShardRef, open_file, read_shard
+from pipeline.messages import DecoderConfig
+from pipeline.rows import (
+    UnitRows,
+    annotation_rows,
+    boxes_of,
+    crops_of,
+    crops_table,
+    pack,
+    unpack,
+)
+from pipeline.storage import Output, protocol_of
+from pipeline.units import Unit
+
+if TYPE_CHECKING:
+    from cpm_core.estimator import Estimator
+
+_FETCH_THREADS = 16
+
+
+@dataclass
+class Summary:
+    """Counts of a shard, or of many. `failed` counts units by error code; `seconds` are by
+    stage."""
+
+    shards: int = 0
+    units: int = 0
+    frames: int = 0
+    rows: int = 0
+    people: int = 0
+    failed_units: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Summary) -> None:
+        """Add another summary's counts."""
+        for name in ("shards", "units", "frames", "rows", "people", "failed_units"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failed.update(other.failed)
+        self.seconds.update(other.seconds)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Summary:
+        """Undo `to_json`."""
+        values = json.loads(text)
+        values["failed"], values["seconds"] = Counter(values["failed"]), Counter(values["seconds"])
+        return cls(**values)
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Summary:
+        """Counts of the annotation rows of one shard."""
+        failed = table.filter(pc.equal(table["status"], "failed"))
+        units = pc.count_distinct(table["unit_id"]).as_py()
+        people = table["person_index"]
+        first = pc.fill_null(people, 0)
+        return cls(
+            shards=1,
+            units=units,
+            frames=pc.sum(pc.equal(first, 0)).as_py() - failed.num_rows,
+            rows=table.num_rows,
+            people=len(people) - people.null_count,
+            failed_units=pc.count_distinct(failed["unit_id"]).as_py(),
+            failed=Counter(failed["error_code"].to_pylist()),
+        )
+
+
+class Prepare:
+    """Fetch, decode, locate, crop: a shard's reference -> its rows with crops."""
+
+    def __init__(self, config: DecoderConfig, output: Output, decoders: int) -> None:
+        self.config = config
+        self.output = output
+        self.pool = [Decoder(config) for _ in range(decoders)]
+        self.free: SimpleQueue[Decoder] = SimpleQueue()
+        for decoder in self.pool:
+            self.free.put(decoder)
+        self.workers = ThreadPoolExecutor(decoders, "decode")
+        self.fetchers = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
+        self.ahead = 2 * decoders + _FETCH_THREADS
+        self._manifest: tuple[str, pq.ParquetFile] | None = None
+
+    def shard(self, ref: ShardRef) -> pa.Table:
+        """Rows with crops of all units of a shard."""
+        return self.units(self._units(ref))
+
+    def units(self, units: Iterable[Unit]) -> pa.Table:
+        """Rows with crops of the given units, in their order."""
+        waiting: deque[Future[UnitRows]] = deque()
+        done: list[UnitRows] = []
+        for unit in units:
+            waiting.append(self.workers.submit(self._unit, unit, self._fetched(unit)))
+            if len(waiting) > self.ahead:
+                done.append(waiting.popleft().result())
+        done += [future.result() for future in waiting]
+        return crops_table(done)
+
+    def _fetched(self, unit: Unit) -> Callable[[], bytes | None]:
+        """Start to fetch a remote picture; local files and videos are read by the decoder."""
+        if unit.kind == "video" or unit.error_code or protocol_of(unit.uri) == "file":
+            return lambda: None
+        future = self.fetchers.submit(fetch, unit.uri, self.config.storage, self.config.max_bytes)
+        return future.result
+
+    def _unit(self, unit: Unit, fetched: Callable[[], bytes | None]) -> UnitRows:
+        rows = UnitRows(unit)
+        decoder = self.free.get()
+        try:
+            if unit.error_code:
+                raise InputError(unit.error_code, unit.error_message or "")
+            for frame, crops in decoder.frames(unit, fetched()):
+                rows.add_frame(frame, crops)
+        except InputError as error:
+            rows.add_failure(error)
+        finally:
+            self.free.put(decoder)
+        return rows
+
+    def _units(self, ref: ShardRef) -> list[Unit]:
+        if self._manifest is None or self._manifest[0] != ref.file:
+            self._manifest = ref.file, open_file(self.output, ref.file)
+        return read_shard(self._manifest[1], ref.row_group)
+
+
+def estimate_rows(estimator: Estimator, table: pa.Table) -> pa.Table:
+    """Annotation rows from rows with crops."""
+    cropper = estimator.cropper
+    crops = crops_of(table, (len(cropper.scales), cropper.size, cropper.size, 3))
+    keypoints = estimator.estimate_crops(crops)
+    people = table.filter(table["person_index"].is_valid())
+    sizes = zip(people["width"].to_pylist(), people["height"].to_pylist(), strict=True)
+    boxes = boxes_of(table)
+    for n, (width, height) in enumerate(sizes):
+        keypoints[n : n + 1] = cropper.to_picture(
+            keypoints[n : n + 1], boxes[n : n + 1], width, height
+        )
+    return annotation_rows(table, keypoints, len(estimator.info.skeleton))
+
+
+class PrepareStage:
+    """`Prepare` as Ray Data calls it."""
+
+    def __init__(self, config: Any, output: Output, decoders: int) -> None:
+        import ray
+
+        self.prepare = Prepare(ray.get(config), output, decoders)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """shard, file, row_group -> shard, payload, seconds."""
+        started = time.monotonic()
+        row = batch.to_pylist()[0]
+        table = self.prepare.shard(ShardRef(row["shard"], row["file"], row["row_group"]))
+        return _row(row["shard"], table, {"prepare": time.monotonic() - started})
+
+
+class EstimateStage:
+    """The network as Ray Data calls it."""
+
+    def __init__(self, make: Any, threads: int) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(threads)
+        self.estimator: Estimator = ray.get(make).build()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """shard, payload with crops, seconds -> shard, payload with keypoints, seconds."""
+        started = time.monotonic()
+        shard, table, seconds = _unrow(batch)
+        rows = estimate_rows(self.estimator, table)
+        return _row(shard, rows, seconds | {"estimate": time.monotonic() - started})
+
+
+class CommitStage:
+    """The commit as Ray Data calls it."""
+
+    def __init__(self, output: Output, metadata: dict[bytes, bytes]) -> None:
+        self.output = output
+        self.metadata = metadata
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """shard, payload with keypoints, seconds -> shard, summary."""
+        started = time.monotonic()
+        shard, table, seconds = _unrow(batch)
+        summary = Summary.of(table)
+        commit_part(self.output, shard, table, self.metadata, summary.to_json())
+        summary.seconds.update(seconds | {"commit": time.monotonic() - started})
+        return pa.table({"shard": [shard], "summary": [summary.to_json()]})
+
+
+@dataclass(frozen=True)
+class EstimatorSpec:
+    """What an estimator is made of; travels to the actors once, through the object store."""
+
+    weights: Any
+    device: str | None
+    precision: Any
+    flip: bool
+    scales: tuple[float, ...]
+    refinement: Any
+    box_factor: float | None
+
+    def build(self) -> Estimator:
+        """The estimator."""
+        from cpm_core.estimator import Estimator
+
+        return Estimator(**vars(self))
+
+
+def _row(shard: int, table: pa.Table, seconds: dict[str, float]) -> pa.Table:
+    payload = pack(table)
+    column = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(),
+        1,
+        [None, pa.py_buffer(_offsets(payload.size)), payload],
+    )
+    return pa.table({"shard": [shard], "payload": column, "seconds": [json.dumps(seconds)]})
+
+
+def _unrow(batch: pa.Table) -> tuple[int, pa.Table, dict[str, float]]:
+    assert batch.num_rows == 1, "a batch is one shard"
+    payload = batch["payload"][0].as_buffer()
+    return batch["shard"][0].as_py(), unpack(payload), json.loads(batch["seconds"][0].as_py())
+
+
+def _offsets(size: int) -> bytes:
+    return (0).to_bytes(8, "little") + size.to_bytes(8, "little")
