@@ -75,7 +75,10 @@ def resample(maps: Tensor, scale: float, cell_offset: float = 3.5) -> Tensor:
 
 
 def _sample(maps: Tensor, x_factor: float, y_factor: float, cell_offset: float) -> Tensor:
-    """Bilinear lookup: a place p from the crop's middle takes the value at factor * p."""
+    """A place p from the crop's middle takes the value at factor * p, interpolated.
+
+    Cubic, as in the release: bilinear flattens peaks and moves them by up to 2 px.
+    """
     height, width = maps.shape[-2:]
     # affine_grid's middle is the middle of the cells' centres; the crop's lies this far from it.
     x0, y0 = ((cell_offset - _SYMMETRIC) / (STRIDE / 2 * length) for length in (width, height))
@@ -86,6 +89,6 @@ def _sample(maps: Tensor, x_factor: float, y_factor: float, cell_offset: float) 
     )
     grid = F.affine_grid(theta.expand(maps.shape[0], 2, 3), list(maps.shape), align_corners=False)
     joints, background = maps[:, :-1], maps[:, -1:]
-    joints = F.grid_sample(joints, grid, align_corners=False)
-    background = 1 + F.grid_sample(background - 1, grid, align_corners=False)
+    joints = F.grid_sample(joints, grid, mode="bicubic", align_corners=False)
+    background = 1 + F.grid_sample(background - 1, grid, mode="bicubic", align_corners=False)
     return torch.cat([joints, background], dim=1)

@@ -12,7 +12,9 @@ if __package__ in (None, ""):
 from jobs.run import run
 from pipeline.annotate import Report, annotate
 from pipeline.config import AnnotateSettings
+from pipeline.errors import PosemillError
 from pipeline.progress import Reporter
+from pipeline.stages import Summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,8 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
         report = annotate(settings, Reporter())
         if not settings.dry_run:
             print("\n".join(summary(report, settings)))
+            refuse_too_many_failures(report.total, settings)
 
     return run("posemill annotate", AnnotateSettings, job, arguments)
+
+
+def refuse_too_many_failures(total: Summary, settings: AnnotateSettings) -> None:
+    """A finished table of which too much failed is no success; raises PosemillError."""
+    if total.failed_units > settings.max_failures * total.units:
+        code, _ = total.failed.most_common(1)[0]
+        raise PosemillError(
+            f"all is accounted for, but {total.failed_units} of {total.units} units failed (most: "
+            f"{code}), over --max-failures {settings.max_failures:g}"
+        )
 
 
 def summary(report: Report, settings: AnnotateSettings) -> list[str]:

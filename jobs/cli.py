@@ -39,3 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     run: Callable[[list[str]], int] = import_module(_module(words[0])).main
     return run(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cpm_core.errors import CpmError
 from cpm_core.weights import load_weights
 from pipeline import schema
-from pipeline.commit import done_shards, mark_success, part_summaries, unmark_success
+from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError, UsageError
 from pipeline.inputs import Passed, Selection, boxes_by_uri, expand, read_table
@@ -30,6 +30,9 @@ from pipeline.progress import Meter, Reporter
 from pipeline.stages import EstimatorSpec, Summary
 from pipeline.storage import Output, StorageOptions
 from pipeline.units import GivenBox
+
+if TYPE_CHECKING:
+    from pipeline.execute import Executor
 
 _RUN = "run.json"
 _SHARDS_PER_WAVE = 2000
@@ -43,7 +46,6 @@ class Report:
     total: Summary = field(default_factory=Summary)
     now: Summary = field(default_factory=Summary)
     seconds: float = 0.0
-    planned_units: int = 0
 
 
 def annotate(settings: AnnotateSettings, reporter: Reporter) -> Report:
@@ -88,53 +90,62 @@ class Run:
             return self._annotate(manifest, lock)
 
     def _annotate(self, manifest: Manifest, lock: Lock) -> Report:
-        report = Report(planned_units=manifest.next_unit)
-        done = done_shards(self.output)
+        report = Report()
         mine = self._partition(manifest)
+        done = done_shards(self.output)
         todo = [ref for ref in mine if ref.shard not in done]
-        for text in part_summaries(self.output, {r.shard for r in mine if r.shard in done}):
-            report.total.add(Summary.from_json(text))
+        self._add_parts(report.total, {ref.shard for ref in mine if ref.shard in done})
+        expected = sum(ref.units for ref in mine)
         if todo:
             unmark_success(self.output)
             from pipeline.execute import Executor
 
             with Executor(self._executor_inputs(), self.reporter) as executor:
-                total = (
-                    manifest.next_unit
-                    if self.settings.part_of[1] == 1
-                    else _units_in(self.output, mine)
-                )
-                with self.reporter.annotating(total, report.total) as meter:
+                with self.reporter.annotating(expected, report.total) as meter:
                     self._work(executor, todo, meter, lock)
-                    report.now, report.seconds = meter.so_far, meter.seconds
+                report.now, report.seconds = meter.so_far, meter.seconds
             report.total.add(report.now)
-        self._finish(manifest, mine, report)
+        if report.total.units != expected:
+            raise PosemillError(
+                f"{report.total.units} units are in the table, {expected} were planned; "
+                "this is a bug in PoseMill, please report it with run.json"
+            )
+        self._finish(manifest, report)
         return report
 
-    def _work(self, executor: Any, todo: Sequence[ShardRef], meter: Meter, lock: Lock) -> None:
+    def _work(self, executor: Executor, todo: Sequence[ShardRef], meter: Meter, lock: Lock) -> None:
         """Run the shards in waves; what stays undone is run again, then unit by unit."""
         for start in range(0, len(todo), _SHARDS_PER_WAVE):
             wave = todo[start : start + _SHARDS_PER_WAVE]
             for attempt in (executor.run, executor.run, executor.run_unit_by_unit):
-                for summary in attempt(wave):
+                told: set[int] = set()
+                for shard, summary in attempt(wave):
+                    told.add(shard)
                     meter.add(summary)
                     self._judge(meter.so_far)
                     lock.check()
-                if not (wave := self._undone(wave)):
+                wave = self._undone(wave, told, meter)
+                if not wave:
                     break
                 names = ", ".join(str(ref.shard) for ref in wave[:5])
-                self.reporter.say(
-                    f"{len(wave)} shards were lost (first: {names}); running them again"
-                )
+                self.reporter.say(f"{len(wave)} shards were lost (first: {names}); again")
             if wave:
                 raise PosemillError(
                     f"shard {wave[0].shard} could not be written after three attempts; see the Ray "
                     "logs, then run the same command again"
                 )
 
-    def _undone(self, wave: Sequence[ShardRef]) -> list[ShardRef]:
-        done = done_shards(self.output)
+    def _undone(self, wave: Sequence[ShardRef], told: set[int], meter: Meter) -> list[ShardRef]:
+        """Shards without a part. A part may be there although Ray died before it said so."""
+        done = done_shards(self.output, {ref.shard for ref in wave})
+        untold = Summary()
+        self._add_parts(untold, done - told)
+        meter.add(untold)
         return [ref for ref in wave if ref.shard not in done]
+
+    def _add_parts(self, total: Summary, shards: set[int]) -> None:
+        for text in part_summaries(self.output, shards):
+            total.add(Summary.from_json(text))
 
     def _judge(self, so_far: Summary) -> None:
         limit = self.settings.max_failures
@@ -147,31 +158,22 @@ class Run:
             "run the same command again"
         )
 
-    def _finish(self, manifest: Manifest, mine: Sequence[ShardRef], report: Report) -> None:
-        """Verify the counts against the manifest and say that the table is complete."""
-        expected = (
-            manifest.next_unit if len(mine) == manifest.next_shard else _units_in(self.output, mine)
-        )
-        if report.total.units != expected:
-            raise PosemillError(
-                f"{report.total.units} units are in the table, {expected} were planned; "
-                "this is a bug in PoseMill, please report it with run.json"
-            )
+    def _finish(self, manifest: Manifest, report: Report) -> None:
+        """Note the run; if the whole table is complete (not only a partition), say so."""
         self._write_run_file(report)
-        everything = len(mine) == manifest.next_shard or len(done_shards(self.output)) == (
-            manifest.next_shard
-        )
-        if everything and (report.now.shards or self.output.read("_SUCCESS") is None):
-            document = {
-                "fingerprint": self.fingerprint,
-                "generations": manifest.generations,
-                "shards": manifest.next_shard,
-                "units": manifest.next_unit,
-                "finished": _now(),
-            }
-            if len(mine) == manifest.next_shard:
-                document["counts"] = _counts(report.total)
-            mark_success(self.output, document)
+        complete = len(done_shards(self.output)) == manifest.next_shard
+        if not complete or (not report.now.shards and self.output.read(SUCCESS) is not None):
+            return
+        document = {
+            "fingerprint": self.fingerprint,
+            "generations": manifest.generations,
+            "shards": manifest.next_shard,
+            "units": manifest.next_unit,
+            "finished": _now(),
+        }
+        if self.settings.part_of[1] == 1:
+            document["counts"] = _counts(report.total)
+        mark_success(self.output, document)
 
     def _plan(self, write: bool) -> Manifest:
         settings, passed = self.settings, Passed()
@@ -317,13 +319,6 @@ class ExecutorInputs:
     output: Output
     estimator: EstimatorSpec
     metadata: dict[bytes, bytes]
-
-
-def _units_in(output: Output, refs: Sequence[ShardRef]) -> int:
-    from pipeline.manifest import open_file
-
-    files = {name: open_file(output, name) for name in {ref.file for ref in refs}}
-    return sum(files[r.file].metadata.row_group(r.row_group).num_rows for r in refs)
 
 
 def _read_detector(people: str) -> bytes | None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,25 @@ def connect(given_address: str | None, dashboard: bool = False) -> None:
             f"cannot reach Ray at {address or 'this machine'}: {reason}; check --address and that "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token fits the cluster"
         ) from error
+
+
+@contextmanager
+def native_stderr_to(path: Path) -> Iterator[None]:
+    """While inside, what is written to this process's standard error goes to a file.
+
+    Ray's C++ core writes there by itself: for every actor pool of Ray Data it reports a harmless
+    trait as an error, and a lost worker with pages of stack. `Reporter` has a stream of its own.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _code_for_workers() -> dict[str, Any]:

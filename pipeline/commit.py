@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ FOLDER = "annotations"
 SUCCESS = "_SUCCESS"
 _SHARDS_PER_FOLDER = 10_000
 _SUMMARY_KEY = b"posemill.summary"
-_PART = re.compile(r"\d{5}/part-(\d{9})\.parquet")
+_PART = re.compile(r"(?:^|/)part-(\d{9})\.parquet$")
 _READERS = 16
 
 
@@ -41,10 +42,15 @@ def commit_part(
     return output.create(part_name(shard), sink.getvalue())
 
 
-def done_shards(output: Output) -> set[int]:
-    """Shards whose part is there."""
-    found = (_PART.fullmatch(name) for name in output.list(FOLDER))
-    return {int(match.group(1)) for match in found if match}
+def done_shards(output: Output, among: set[int] | None = None) -> set[int]:
+    """Shards whose part is there; with `among`, only those, and only their folders are listed."""
+    folders = [FOLDER]
+    if among is not None:
+        folders = sorted({os.path.dirname(part_name(shard)) for shard in among})
+    names = (name for folder in folders for name in output.list(folder))
+    found = (_PART.search(name) for name in names)
+    done = {int(match.group(1)) for match in found if match}
+    return done if among is None else done & among
 
 
 def part_summaries(output: Output, shards: set[int]) -> Iterator[str]:

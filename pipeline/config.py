@@ -69,7 +69,7 @@ class AnnotateSettings(Settings):
     max_pixels: int = setting("result", 100_000_000, "largest picture that is decoded", ge=1)
     max_bytes: int = setting("result", 256 * _MIB, "largest picture file that is fetched", ge=1)
     max_seconds: float = setting(
-        "result", 60.0, "longest time a picture, or one frame of a video, may take", gt=0
+        "result", 60.0, "longest time a picture, or one frame of a video, may take", gt=0, le=86_400
     )
     max_memory: int = setting(
         "result", 4096, "MiB that a decoder process may use", ge=512, le=1 << 20
@@ -145,7 +145,7 @@ class AnnotateSettings(Settings):
     @classmethod
     def _check_partition(cls, partition: str) -> str:
         index, _, count = partition.partition("/")
-        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
             raise ValueError("expected i/n with i from 1 to n, such as 2/8")
         return partition
 

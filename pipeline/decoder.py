@@ -8,49 +8,73 @@ neither Ray nor torch.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
 import resource
+import select
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.messages import DecoderConfig, Failure, Finished, Probe
+from pipeline.messages import (
+    OUT_OF_MEMORY,
+    Alive,
+    DecoderConfig,
+    Failure,
+    Finished,
+    FrameResult,
+    Probe,
+)
 from pipeline.units import Unit
 
+if TYPE_CHECKING:
+    from pipeline.worker import UnitWorker
+
+log = logging.getLogger("posemill")
+
 _OOM_SCORE = "900"
+_ALIVE_EVERY_S = 1.0
+
+Answer = tuple[FrameResult | Finished | Failure, NDArray[np.uint8] | None]
 
 
 def main() -> None:
     """Serve one parent until it is gone."""
     connection, lifeline = Connection(int(sys.argv[1])), int(sys.argv[2])
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-    config: DecoderConfig = connection.recv()
+    _die_with_parent(lifeline)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(_OOM_SCORE)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            _serve(connection, connection.recv())
+        except MemoryError:
+            # A message was cut off in the middle: only a new process can go on.
+            os._exit(OUT_OF_MEMORY)
+
+
+def _serve(connection: Connection, config: DecoderConfig) -> None:
     # OpenCV reads this once, at import.
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(max(config.max_pixels, 1 << 30))
     from pipeline.worker import UnitWorker
 
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write(_OOM_SCORE)
-    worker = UnitWorker(config)
+    worker = UnitWorker(config, _Heartbeat(connection))
     _limit_memory(config.max_memory)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            request, data = connection.recv()
-            for reply, crops in _answer(worker, request, data):
-                connection.send(reply)
-                if crops is not None and crops.size:
-                    connection.send_bytes(crops.data.cast("B"))
+    while True:
+        request, data = connection.recv()
+        for reply, crops in _answer(worker, request, data):
+            connection.send(reply)
+            if crops is not None and crops.size:
+                connection.send_bytes(crops.data.cast("B"))
 
 
-def _answer(
-    worker: Any, request: Unit | Probe, data: bytes | None
-) -> Iterator[tuple[Any, NDArray[np.uint8] | None]]:
+def _answer(worker: UnitWorker, request: Unit | Probe, data: bytes | None) -> Iterator[Answer]:
     try:
         if isinstance(request, Probe):
             yield Finished(worker.probe(request)), None
@@ -61,12 +85,35 @@ def _answer(
         yield Failure(error.code, str(error)), None
     except MemoryError:
         yield Failure("out_of_memory", "decoding needs more than --max-memory"), None
+    except Exception as error:  # whatever it is, its unit's row must say so
+        log.exception("%s failed", request)
+        yield Failure("internal", repr(error)), None
+
+
+class _Heartbeat:
+    """Tells the parent, at most once a second, that work goes on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.last = 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self.last >= _ALIVE_EVERY_S:
+            self.last = now
+            self.connection.send(Alive())
 
 
 def _die_with_parent(lifeline: int) -> None:
-    """Nobody writes to the lifeline: reading ends when the parent is gone, even in mid-decode."""
-    os.read(lifeline, 1)
-    os._exit(1)
+    """Be ended by a signal, whatever goes on here, as soon as the parent is gone.
+
+    The parent holds the other end of this pipe, and never writes. SIGIO ends a process that does
+    not expect it, even one that hangs in a decoder.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(1)
 
 
 def _limit_memory(mebibytes: int) -> None:

@@ -7,8 +7,13 @@ missing part.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,11 +23,12 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import cluster
 from pipeline.annotate import ExecutorInputs
 from pipeline.commit import commit_part
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PosemillError
 from pipeline.manifest import ShardRef, open_file, read_shard
 from pipeline.progress import Reporter
 from pipeline.rows import annotation_rows, crops_table, failure_rows
@@ -37,9 +43,8 @@ from pipeline.stages import (
 from pipeline.storage import Output
 from pipeline.units import Unit
 
-log = logging.getLogger("posemill")
-
 _TASK_RETRIES = 2
+_AT_START = "raised in its creation task"
 
 
 class Executor:
@@ -50,14 +55,25 @@ class Executor:
         self.reporter = reporter
 
     def __enter__(self) -> Self:
+        """Connect; raises PosemillError if Ray cannot be reached or the graph does not fit."""
+        self._log = Path(tempfile.gettempdir()) / f"posemill-{os.getpid()}.log"
+        self._stack = ExitStack()
+        self._stack.enter_context(cluster.native_stderr_to(self._log))
         self._owns = not ray.is_initialized()
+        try:
+            self._set_up()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _set_up(self) -> None:
         cluster.connect(self.inputs.settings.address)
         self.layout = cluster.cluster_layout(self.inputs.settings)
         self.reporter.say(f"running {self.layout.describe()}")
         _configure_ray_data()
         self.decoder = ray.put(self.inputs.decoder)
         self.estimator = ray.put(replace(self.inputs.estimator, device=self.layout.device))
-        return self
 
     def __exit__(
         self,
@@ -67,20 +83,30 @@ class Executor:
     ) -> None:
         if self._owns:
             ray.shutdown()
+        self._stack.close()
+        if error is None or not isinstance(error, Exception):
+            self._log.unlink(missing_ok=True)
+        else:
+            self.reporter.say(f"what Ray printed is in {self._log}")
 
-    def run(self, shards: Sequence[ShardRef]) -> Iterator[Summary]:
-        """Run shards as one Ray Data graph; yields the summary of each that was committed.
+    def run(self, shards: Sequence[ShardRef]) -> Iterator[tuple[int, Summary]]:
+        """Run shards as one Ray Data graph; yields each that was committed, with its summary.
 
         Ends early, with a warning, when Ray gives up; the caller looks at what is missing.
         """
         graph = self._graph(shards)
         try:
             for row in graph.iter_rows():
-                yield Summary.from_json(row["summary"])
+                yield row["shard"], Summary.from_json(row["summary"])
         except RayError as error:
-            log.warning("Ray gave up on a graph: %s", str(error).strip().splitlines()[-1])
+            if _AT_START in str(error):
+                raise PosemillError(
+                    f"a worker could not start: {_last_line(error)}; that is no fault of the "
+                    "inputs: mend it, then run the same command again"
+                ) from error
+            self.reporter.say(f"Ray gave up on a graph: {_last_line(error)}")
 
-    def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[Summary]:
+    def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[tuple[int, Summary]]:
         """Run every unit of the shards in a task of its own; one that fails becomes a row."""
         for ref in shards:
             units = read_shard(open_file(self.inputs.output, ref.file), ref.row_group)
@@ -89,7 +115,7 @@ class Executor:
             commit_part(
                 self.inputs.output, ref.shard, table, self.inputs.metadata, summary.to_json()
             )
-            yield summary
+            yield ref.shard, summary
 
     def _one_unit(self, unit: Unit) -> pa.Table:
         operator = self.layout.estimate
@@ -99,8 +125,7 @@ class Executor:
                 task.remote(self.decoder, self.estimator, self.inputs.output, unit)
             )
         except RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            failure = InputError("internal", f"failed alone, too: {reason}")
+            failure = InputError("internal", f"failed alone, too: {_last_line(error)}")
             num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
             crops = crops_table(failure_rows([unit], failure))
             return annotation_rows(
@@ -110,10 +135,7 @@ class Executor:
 
     def _graph(self, shards: Sequence[ShardRef]) -> ray.data.Dataset:
         i, layout = self.inputs, self.layout
-        blocks = [
-            pa.table({"shard": [s.shard], "file": [s.file], "row_group": [s.row_group]})
-            for s in shards
-        ]
+        blocks = [pa.Table.from_pylist([asdict(ref)]) for ref in shards]
         graph: ray.data.Dataset = ray.data.from_arrow(blocks)
         graph = _stage(
             graph, PrepareStage, (self.decoder, i.output, layout.decoders), layout.prepare
@@ -122,21 +144,28 @@ class Executor:
         return _stage(graph, CommitStage, (i.output, i.metadata), layout.commit)
 
 
+def _last_line(error: RayError) -> str:
+    """What went wrong, without Ray's stacks."""
+    return str(error).strip().splitlines()[-1]
+
+
 def _stage(
     graph: ray.data.Dataset, stage: type, arguments: tuple[Any, ...], operator: cluster.Operator
 ) -> ray.data.Dataset:
     """One operator: a pool of actors, a batch is one shard."""
-    return graph.map_batches(
-        stage,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_constructor_args=arguments,
-        compute=ActorPoolStrategy(min_size=1, max_size=operator.actors),
-        num_cpus=operator.cpus,
-        num_gpus=operator.gpus or None,
-        max_restarts=-1,
-        max_task_retries=_TASK_RETRIES,
-    )
+    with warnings.catch_warnings():
+        # `max_task_retries` has no named parameter yet; without it Ray retries poison for ever.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return graph.map_batches(
+            stage,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(min_size=1, max_size=operator.actors),
+            num_cpus=operator.cpus,
+            num_gpus=operator.gpus or None,
+            max_task_retries=_TASK_RETRIES,
+        )
 
 
 def _configure_ray_data() -> None:

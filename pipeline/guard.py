@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import InputError
-from pipeline.messages import DecoderConfig, Failure, Finished, FrameResult, Probe
+from pipeline.messages import (
+    OUT_OF_MEMORY,
+    Alive,
+    DecoderConfig,
+    Failure,
+    Finished,
+    FrameResult,
+    Probe,
+)
 from pipeline.units import Unit
 
+if TYPE_CHECKING:
+    from pipeline.video import Range
+
 _START_SECONDS = 60.0
+_EXIT_SECONDS = 5.0
 
 
 class Decoder:
@@ -32,6 +46,7 @@ class Decoder:
         self._connection: Connection | None = None
         self._lifeline: int | None = None
         self._fresh = True
+        self._busy = False
 
     def __enter__(self) -> Self:
         return self
@@ -44,15 +59,17 @@ class Decoder:
     ) -> None:
         self.close()
 
-    def ranges(self, uri: str, largest: int) -> list[Any]:
+    def ranges(self, uri: str, largest: int) -> list[Range]:
         """How to cut a video into units. Raises InputError."""
-        for value in self._ask(Probe(uri, largest), None):
-            return value  # type: ignore[no-any-return]
-        raise AssertionError("a probe has one answer")
+        *_, (finished, _) = self._ask(Probe(uri, largest), None)
+        assert isinstance(finished, Finished)
+        return finished.value  # type: ignore[no-any-return]
 
     def frames(self, unit: Unit, data: bytes | None) -> Iterator[tuple[FrameResult, bytes]]:
         """Frames of a unit with their crops as bytes, in order. May raise InputError after some."""
-        yield from self._ask(unit, data)
+        for reply, crops in self._ask(unit, data):
+            if isinstance(reply, FrameResult):
+                yield reply, crops
 
     def close(self) -> None:
         """End the process."""
@@ -64,32 +81,45 @@ class Decoder:
         if self._lifeline is not None:
             os.close(self._lifeline)
         self._process = self._connection = self._lifeline = None
+        self._busy = False
 
-    def _ask(self, request: Unit | Probe, data: bytes | None) -> Iterator[Any]:
-        connection = self._connection or self._start()
+    def _ask(
+        self, request: Unit | Probe, data: bytes | None
+    ) -> Iterator[tuple[FrameResult | Finished, bytes]]:
+        """Answers of the process, Finished last."""
         try:
+            connection = self._ready()
+            self._busy = True
             connection.send((request, data))
             while True:
                 reply = self._receive(connection)
+                if isinstance(reply, Alive):
+                    continue
+                self._busy = isinstance(reply, FrameResult)
                 if isinstance(reply, Failure):
                     raise InputError(reply.code, reply.message)
-                if isinstance(reply, Finished):
-                    if isinstance(request, Probe):
-                        yield reply.value
+                has_crops = isinstance(reply, FrameResult) and len(reply.boxes)
+                yield reply, self._receive_bytes(connection) if has_crops else b""
+                if not self._busy:
                     return
-                crops = self._receive_bytes(connection) if len(reply.boxes) else b""
-                yield reply, crops
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise self._post_mortem() from error
-        except GeneratorExit:
-            # The unit was left in mid-answer: what is still in the pipe must not reach the next
-            # one.
-            self.close()
-            raise
+        except BlockingIOError as error:
+            raise self._timed_out() from error
 
-    def _receive(self, connection: Connection) -> Any:
+    def _ready(self) -> Connection:
+        """The process's connection; a new one's where the old one cannot take a request.
+
+        An idle process may be killed when the machine runs out of memory, which is not the next
+        unit's fault. And after a unit that was left in mid-answer, the rest of it is in the pipe.
+        """
+        if self._busy or (self._process is not None and self._process.poll() is not None):
+            self.close()
+        return self._connection or self._start()
+
+    def _receive(self, connection: Connection) -> Alive | FrameResult | Failure | Finished:
         self._wait(connection)
-        return connection.recv()
+        return connection.recv()  # type: ignore[no-any-return]
 
     def _receive_bytes(self, connection: Connection) -> bytes:
         self._wait(connection)
@@ -97,34 +127,56 @@ class Decoder:
 
     def _wait(self, connection: Connection) -> None:
         # Its first answer includes the imports.
-        seconds = self.config.max_seconds + (_START_SECONDS if self._fresh else 0)
-        if not connection.poll(seconds):
-            self.close()
-            raise InputError("timeout", f"no answer within {self.config.max_seconds:g} s")
+        if not connection.poll(self.config.max_seconds + (_START_SECONDS if self._fresh else 0)):
+            raise self._timed_out()
         self._fresh = False
+
+    def _timed_out(self) -> InputError:
+        self.close()
+        return InputError("timeout", f"no answer within {self.config.max_seconds:g} s")
 
     def _post_mortem(self) -> InputError:
         assert self._process is not None
-        code = self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_SECONDS)
+        code = self._process.poll()
         self.close()
+        if code == OUT_OF_MEMORY:
+            return InputError("out_of_memory", "decoding needs more than --max-memory")
         if code == -signal.SIGKILL:
-            return InputError("out_of_memory", "the decoder process was killed, as the kernel does")
-        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return InputError(
+                "out_of_memory",
+                "the decoder was killed, as happens when the machine is short of it",
+            )
+        named = code is not None and code < 0
+        reason = signal.strsignal(-code) if named else f"exit code {code}"  # type: ignore[operator]
         return InputError("worker_crashed", f"the decoder process died: {reason}")
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
-        read_end, write_end = os.pipe()
+        read_end, self._lifeline = os.pipe()
+        # Poll covers the wait for an answer; this, one that stops in the middle of a message.
+        limit = struct.pack("@ll", int(self.config.max_seconds + _START_SECONDS), 0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._connection = Connection(ours.detach())
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.decoder", str(theirs.fileno()), str(read_end)],
             pass_fds=(theirs.fileno(), read_end),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            # What libraries print is for the log; standard output is for results.
+            stdout=2,
+            # Ctrl-C is for the parent, which ends its children.
+            process_group=0,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                # Every thread's arena would take address space, which --max-memory limits.
+                "MALLOC_ARENA_MAX": "2",
+            },
         )
         theirs.close()
         os.close(read_end)
-        self._lifeline = write_end
-        self._connection = Connection(ours.detach())
-        self._connection.send(self.config)
         self._fresh = True
+        self._connection.send(self.config)
         return self._connection

@@ -15,6 +15,7 @@ import pandas as pd
 
 from pipeline.errors import UsageError
 from pipeline.storage import (
+    STORAGE_ERRORS,
     FileInfo,
     StorageOptions,
     describe,
@@ -32,7 +33,10 @@ _BOX_COLUMNS = ("x", "y", "w", "h")
 
 @dataclass(frozen=True)
 class Input:
-    """One picture or video, before it is planned."""
+    """One picture or video, before it is planned.
+
+    With `bad_name`, the file's name is not UTF-8, and `uri` is a readable substitute.
+    """
 
     uri: str
     kind: str
@@ -40,6 +44,7 @@ class Input:
     etag: str | None = None
     mtime: datetime | None = None
     boxes: tuple[GivenBox, ...] | None = None
+    bad_name: bool = False
 
 
 @dataclass
@@ -78,25 +83,34 @@ def expand(
 def _expand_one(name: str, options: StorageOptions, passed: Passed) -> Iterator[Input]:
     fs, path, protocol = open_filesystem(name, options), path_of(name), protocol_of(name)
     try:
-        if fs.isfile(path):
-            if name.lower().endswith(LIST_SUFFIXES):
-                yield from _from_list(name, options)
-            else:
-                yield _input(describe(fs.info(path), protocol))
-        elif fs.isdir(path):
-            yield from _known(walk(name, options), passed)
-        elif any(c in name for c in "*?["):
-            found = fs.glob(path, detail=True)
-            if not found:
-                raise UsageError(f"no file matches {name!r}")
-            entries = (found[key] for key in sorted(found))
-            yield from _known(
-                (describe(e, protocol) for e in entries if e["type"] == "file"), passed
-            )
-        else:
+        entry = _entry(fs, path)
+        if entry is None and any(c in name for c in "*?["):
+            yield from _known(_matches(fs, path, protocol, name), passed)
+        elif entry is None:
             raise UsageError(f"no such input: {name!r}")
-    except (PermissionError, FileNotFoundError) as error:
-        raise UsageError(f"cannot list {name!r}: {error!r}") from error
+        elif entry["type"] == "directory":
+            yield from _known(walk(name, options), passed)
+        elif name.lower().endswith(LIST_SUFFIXES):
+            yield from _from_list(name, options)
+        else:
+            yield _input(describe(entry, protocol))
+    except STORAGE_ERRORS as error:
+        raise UsageError(f"cannot list {name!r}: {str(error) or type(error).__name__}") from error
+
+
+def _entry(fs: Any, path: str) -> dict[str, Any] | None:
+    try:
+        return fs.info(path)  # type: ignore[no-any-return]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _matches(fs: Any, path: str, protocol: str, name: str) -> Iterator[FileInfo]:
+    found = fs.glob(path, detail=True)
+    files = [key for key in sorted(found) if found[key]["type"] != "directory"]
+    if not files:
+        raise UsageError(f"no file matches {name!r}")
+    return (describe(found[key], protocol) for key in files)
 
 
 def _known(files: Iterable[FileInfo], passed: Passed) -> Iterator[Input]:
@@ -108,12 +122,14 @@ def _known(files: Iterable[FileInfo], passed: Passed) -> Iterator[Input]:
 
 
 def _input(file: FileInfo) -> Input:
-    return Input(file.uri, kind_of(file.uri), file.size, file.etag, file.mtime)
+    uri = file.uri.encode("utf-8", "backslashreplace").decode()
+    return Input(uri, kind_of(uri), file.size, file.etag, file.mtime, bad_name=uri != file.uri)
 
 
 def suffix_of(uri: str) -> str:
     """Lower-case suffix of a URI's path."""
-    return PurePosixPath(uri).suffix.lower()
+    path = uri.partition("?")[0] if protocol_of(uri) in ("http", "https") else uri
+    return PurePosixPath(path).suffix.lower()
 
 
 def kind_of(uri: str) -> str:
@@ -123,26 +139,31 @@ def kind_of(uri: str) -> str:
 
 def _from_list(name: str, options: StorageOptions) -> Iterator[Input]:
     if name.lower().endswith(".txt"):
-        fs = open_filesystem(name, options)
-        with fs.open(path_of(name), "r", encoding="utf-8") as file:
-            for line in file:
-                uri = line.strip()
-                if uri and not uri.startswith("#"):
-                    yield _listed(uri, name, None)
+        yield from (_listed(uri, name) for uri in _lines(name, options))
         return
     table = read_table(name, options)
-    has_boxes = set(_BOX_COLUMNS) <= set(table.columns)
-    if not has_boxes:
-        for uri in table["uri"]:
-            yield _listed(str(uri), name, None)
-        return
-    for uri, boxes in boxes_by_uri(table, name).items():
-        yield Input(uri, kind_of(uri), boxes=boxes)
+    if set(_BOX_COLUMNS) <= set(table.columns):
+        for uri, boxes in boxes_by_uri(table, name).items():
+            yield Input(uri, kind_of(uri), boxes=boxes)
+    else:
+        yield from (_listed(uri, name) for uri in table["uri"])
 
 
-def _listed(uri: str, source: str, boxes: tuple[GivenBox, ...] | None) -> Input:
+def _lines(name: str, options: StorageOptions) -> Iterator[str]:
+    """Lines with a URI; a byte order mark, empty lines and # comments are passed over."""
+    fs = open_filesystem(name, options)
+    with fs.open(path_of(name), "r", encoding="utf-8-sig") as file:
+        try:
+            for line in file:
+                if (uri := line.strip()) and not uri.startswith("#"):
+                    yield uri
+        except UnicodeDecodeError as error:
+            raise UsageError(f"list {name!r} is not UTF-8: {error}") from error
+
+
+def _listed(uri: str, source: str) -> Input:
     uri = resolve(uri, source)
-    return Input(uri, kind_of(uri), boxes=boxes)
+    return Input(uri, kind_of(uri))
 
 
 def read_table(name: str, options: StorageOptions) -> pd.DataFrame:
@@ -151,12 +172,15 @@ def read_table(name: str, options: StorageOptions) -> pd.DataFrame:
     try:
         with fs.open(path_of(name), "rb") as file:
             csv = name.lower().endswith(".csv")
-            table = pd.read_csv(file) if csv else pd.read_parquet(file)
-    except (OSError, ValueError) as error:
+            table = pd.read_csv(file, dtype={"uri": str}) if csv else pd.read_parquet(file)
+    except (*STORAGE_ERRORS, ValueError) as error:
         raise UsageError(f"cannot read table {name!r}: {error}") from error
     if "uri" not in table.columns:
-        raise UsageError(f"table {name!r} has no column 'uri'; it has {', '.join(table.columns)}")
-    return table
+        columns = ", ".join(map(str, table.columns))
+        raise UsageError(f"table {name!r} has no column 'uri'; it has {columns}")
+    if (empty := table["uri"].isna()).any():
+        raise UsageError(f"table {name!r}: data row {empty.argmax() + 1} has no uri")
+    return table.astype({"uri": str})
 
 
 def boxes_by_uri(table: pd.DataFrame, source: str) -> dict[str, tuple[GivenBox, ...]]:
@@ -166,13 +190,12 @@ def boxes_by_uri(table: pd.DataFrame, source: str) -> dict[str, tuple[GivenBox, 
     """
     if missing := [column for column in _BOX_COLUMNS if column not in table.columns]:
         raise UsageError(f"table {source!r} lacks the box columns {', '.join(missing)}")
-    merged: dict[str, tuple[GivenBox, ...]] = {}
+    merged: dict[str, list[GivenBox]] = {}
     for row in table.to_dict("records"):
-        uri = resolve(str(row["uri"]), source)
-        known = merged.setdefault(uri, ())
+        boxes = merged.setdefault(resolve(row["uri"], source), [])
         if not all(pd.isna(row[column]) for column in _BOX_COLUMNS):
-            merged[uri] = (*known, _box(row, source))
-    return merged
+            boxes.append(_box(row, source))
+    return {uri: tuple(boxes) for uri, boxes in merged.items()}
 
 
 def _box(row: dict[Any, Any], source: str) -> GivenBox:
@@ -193,8 +216,10 @@ def _box(row: dict[Any, Any], source: str) -> GivenBox:
 
 def resolve(uri: str, source: str) -> str:
     """A listed URI as it stands in tables; a relative one is relative to the list's folder."""
-    if "://" in uri and protocol_of(uri) != "file":
-        return uri_of(protocol_of(uri), path_of(uri))
+    if protocol_of(uri) == "s3":
+        return uri_of("s3", path_of(uri))
+    if protocol_of(uri) != "file":
+        return uri
     if uri.startswith("file://") or os.path.isabs(uri):
         return path_of(uri)
     protocol = protocol_of(source)

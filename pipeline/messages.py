@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline.storage import StorageOptions
 
+OUT_OF_MEMORY = 77
+"""Exit code of a decoder process that ran out of memory in the middle of a message."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -51,6 +54,11 @@ class FrameResult:
     scores: NDArray[np.float64]
     source: str | None
     box_error: str | None = None
+
+
+@dataclass(frozen=True)
+class Alive:
+    """No answer yet, but the work goes on."""
 
 
 @dataclass(frozen=True)

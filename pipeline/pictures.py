@@ -8,13 +8,12 @@ outside JPEG.
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import InputError
 
@@ -23,7 +22,8 @@ Picture = NDArray[np.uint8]
 # Our own limit is checked on the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+# MPO (several JPEGs in a file, of which the first counts) comes with JPEG.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _MAGIC = (
     b"\xff\xd8\xff",
     b"\x89PNG",
@@ -36,13 +36,17 @@ _MAGIC = (
     b"P5",
     b"P6",
 )
-_OPENCV_MODES = {
-    "JPEG": ("RGB", "L"),
-    "MPO": ("RGB", "L"),
-    "PNG": ("RGB", "L"),
-    "PPM": ("RGB", "L"),
-}
+_OPENCV_FORMATS = ("JPEG", "MPO", "PNG", "PPM")
 _ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_picture(data: bytes, max_pixels: int) -> Picture:
@@ -62,29 +66,38 @@ def decode_picture(data: bytes, max_pixels: int) -> Picture:
             raise InputError(
                 "too_many_pixels", f"{width} x {height} is more than {max_pixels} pixels"
             )
-        if image.mode in _OPENCV_MODES.get(image.format or "", ()) and (
-            image.format in ("JPEG", "MPO") or _upright(image)
-        ):
-            return _with_opencv(data)
-        return _with_pillow(image)
+        return _with_opencv(data) if _suits_opencv(image) else _with_pillow(image)
 
 
 def _header(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         if data.startswith(_MAGIC):
             raise InputError("corrupt", "the header is damaged") from None
         raise InputError("unknown_format", f"starts with {data[:8]!r}") from None
-    except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise InputError("corrupt", f"the header is damaged: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files, Pillow raises what comes
+        raise InputError("corrupt", f"the header is damaged: {error!r}") from error
 
 
-def _upright(image: Image.Image) -> bool:
+def _suits_opencv(image: Image.Image) -> bool:
+    if image.format not in _OPENCV_FORMATS or image.mode not in ("RGB", "L"):
+        return False
+    if "transparency" in image.info:
+        return False
+    # Of these formats, OpenCV turns JPEG upright by itself.
+    return image.format in ("JPEG", "MPO") or _orientation(image) == 1
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        return bool(image.getexif().get(_ORIENTATION, 1) == 1)
-    except (OSError, ValueError, SyntaxError, struct.error):
-        return True
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  (damaged EXIF is no reason to refuse the picture)
+        return 1
 
 
 def _with_opencv(data: bytes) -> Picture:
@@ -102,22 +115,28 @@ def _with_opencv(data: bytes) -> Picture:
 def _with_pillow(image: Image.Image) -> Picture:
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if (turn := _UPRIGHT.get(_orientation(image))) is not None:
+            image = image.transpose(turn)
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             return _from_deep(np.asarray(image))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             picture = image.convert("RGBA")
             paper = Image.new("RGBA", picture.size, "white")
-            image = Image.alpha_composite(paper, picture)
+            paper.alpha_composite(picture)
+            image = paper
         return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error) as error:
-        raise InputError("corrupt", f"the data is damaged or ends early: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files, Pillow raises what comes
+        raise InputError("corrupt", f"the data is damaged or ends early: {error!r}") from error
 
 
 def _from_deep(values: NDArray[np.generic]) -> Picture:
-    """Grey values of 16 or more bits -> RGB: 16-bit ones divided by 256, others by their largest
-    value."""
-    deep = values.astype(np.float64)
-    top = 65535.0 if deep.max(initial=0) <= 65535 else float(deep.max())
-    grey = np.clip(deep * (255.0 / top), 0, 255).round().astype(np.uint8)
+    """Grey values of 16 or more bits -> RGB: 65535, or what is more, becomes 255; of floating-point
+    ones, the largest does."""
+    deep = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0, neginf=0)
+    largest = float(deep.max(initial=0))
+    top = max(largest, 65535.0) if values.dtype.kind != "f" else largest or 1.0
+    deep *= 255.0 / top
+    grey = np.clip(np.rint(deep, out=deep), 0, 255, out=deep).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)

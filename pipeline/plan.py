@@ -5,12 +5,13 @@ What is planned stays planned: a second run plans only inputs whose URI is new.
 
 from __future__ import annotations
 
-import logging
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.guard import Decoder
@@ -18,11 +19,9 @@ from pipeline.inputs import Input
 from pipeline.manifest import Manifest, ManifestWriter, digest
 from pipeline.messages import DecoderConfig
 from pipeline.storage import Output
-from pipeline.units import Unit
+from pipeline.units import GivenBox, Unit
 
-log = logging.getLogger("posemill")
-
-_CROP_BYTES_PER_SHARD = 64 << 20
+CROP_BYTES_PER_SHARD = 64 << 20
 _FIRST_SHARD = 32
 _SHARDS_PER_SIZE = 4
 _UNKNOWN_PEOPLE = 4
@@ -54,9 +53,10 @@ class ShardRule:
         return unit.frames * people * self.crop_bytes
 
     @property
-    def crops_per_shard(self) -> int:
-        """Bytes of crops a shard may hold; always at least one unit."""
-        return _CROP_BYTES_PER_SHARD
+    def frames_per_range(self) -> int:
+        """Most frames in one range of a video: what fits into a shard of its own."""
+        people = self.people_per_frame or _UNKNOWN_PEOPLE
+        return max(1, min(self.largest, CROP_BYTES_PER_SHARD // (people * self.crop_bytes)))
 
 
 def people_expected(people: str) -> int | None:
@@ -108,7 +108,7 @@ def plan(
         fits = unit.frames <= room and rule.crops(unit) <= crops
         if not units or not fits:
             close_shard()
-            room, crops = rule.room(shard), rule.crops_per_shard
+            room, crops = rule.room(shard), CROP_BYTES_PER_SHARD
         units.append(unit.at(manifest.next_unit + done.units, shard))
         room -= unit.frames
         crops -= rule.crops(unit)
@@ -158,7 +158,9 @@ class _Prober:
     def __init__(self, config: DecoderConfig, rule: ShardRule) -> None:
         self.rule = rule
         self.decoders: SimpleQueue[Decoder] = SimpleQueue()
-        self.all = [Decoder(config) for _ in range(2)]
+        # Nobody is located here: a detector would only take time and memory to load.
+        plain = replace(config, people="whole-image", detector=None)
+        self.all = [Decoder(plain) for _ in range(2)]
         for decoder in self.all:
             self.decoders.put(decoder)
         self.threads = ThreadPoolExecutor(len(self.all))
@@ -173,6 +175,9 @@ class _Prober:
 
     def submit(self, item: Input) -> Callable[[], list[Unit]]:
         """A promise of the input's units."""
+        if item.bad_name:
+            problem = "the name is not UTF-8 (odd bytes are shown as \\x..); rename the file"
+            return lambda: [_unit(item, error_code="bad_name", error_message=problem)]
         if item.kind != "video":
             return lambda: [_unit(item)]
         future: Future[list[Unit]] = self.threads.submit(self._probe, item)
@@ -181,12 +186,12 @@ class _Prober:
     def _probe(self, item: Input) -> list[Unit]:
         decoder = self.decoders.get()
         try:
-            ranges = decoder.ranges(item.uri, self.rule.largest)
+            ranges = decoder.ranges(item.uri, self.rule.frames_per_range)
         except InputError as error:
             return [_unit(item, error_code=error.code, error_message=str(error))]
         finally:
             self.decoders.put(decoder)
-        return [
+        units = [
             _unit(
                 item,
                 start_pts=r.start_pts,
@@ -196,23 +201,23 @@ class _Prober:
             )
             for r in ranges
         ]
+        return _share_out(item.boxes, units) if item.boxes else units
 
 
-def _unit(item: Input, **values: object) -> Unit:
-    unit = Unit(
-        0,
-        0,
-        item.uri,
-        item.kind,
-        item.size,
-        item.etag,
-        item.mtime,
-        boxes=item.boxes,
-        **values,  # type: ignore[arg-type]
+def _unit(item: Input, **values: Any) -> Unit:
+    return Unit(
+        0, 0, item.uri, item.kind, item.size, item.etag, item.mtime, boxes=item.boxes, **values
     )
-    if item.boxes is None or unit.start_frame is None:
-        return unit
-    # Boxes of earlier frames are cheap to carry, but useless.
-    first = unit.start_frame
-    kept = tuple(b for b in item.boxes if b.frame_index is None or b.frame_index >= first)
-    return replace(unit, boxes=kept)
+
+
+def _share_out(boxes: Sequence[GivenBox], units: list[Unit]) -> list[Unit]:
+    """Give every range of a video the boxes of its own frames, and those for every frame."""
+    starts = [unit.start_frame or 0 for unit in units]
+    shares: list[list[GivenBox]] = [[] for _ in units]
+    for box in boxes:
+        if box.frame_index is None:
+            for share in shares:
+                share.append(box)
+        else:
+            shares[max(0, bisect_right(starts, box.frame_index) - 1)].append(box)
+    return [replace(unit, boxes=tuple(share)) for unit, share in zip(units, shares, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from types import TracebackType
 from typing import Self
@@ -27,7 +27,9 @@ class Reporter:
     """Writes to standard error; standard output stays free for results."""
 
     def __init__(self) -> None:
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        # A copy of the descriptor: Ray's own noise on standard error is led elsewhere.
+        stream = os.fdopen(os.dup(2), "w", buffering=1)
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
         self._last_plan = time.monotonic()
 
     def say(self, text: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, Self, Union, get_args, get_origin
@@ -29,7 +30,7 @@ _ENVIRONMENT = "POSEMILL_"
 class Settings(BaseModel):
     """Base of every job's settings. Frozen; unknown names are refused with the nearest one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(
@@ -74,6 +75,8 @@ class _Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word.split("=")[0], flags, n=1, cutoff=0.5)
             if message.startswith("unrecognized arguments") and word.startswith("-") and near:
                 raise UsageError(f"no setting {word.split('=')[0]!r}: did you mean {near[0]}?")
+        if message.startswith("unrecognized arguments") and not message.split()[2].startswith("-"):
+            message += "; INPUT … OUTPUT come before the flags"
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
@@ -113,12 +116,13 @@ def _fold_positionals(cls: type[Settings], arguments: list[str]) -> list[str]:
         words.append(arguments.pop(0))
     if not words:
         return arguments
+    flags = {argument.split("=")[0] for argument in arguments} & {"--input", "--output"}
+    if len(words) == 1 and len(flags) == 1:
+        return [*({"--input", "--output"} - flags), *words, *arguments]
     if len(words) == 1:
-        has_output = any(a.split("=")[0] == "--output" for a in arguments)
-        has_input = any(a.split("=")[0] == "--input" for a in arguments)
-        if has_output == has_input:
-            raise UsageError(f"expected INPUT … OUTPUT, got only {words[0]!r}")
-        return [*(["--input"] if has_output else ["--output"]), *words, *arguments]
+        raise UsageError(f"expected INPUT … OUTPUT, got only {words[0]!r}")
+    if flags:
+        raise UsageError(f"{' and '.join(sorted(flags))} given twice: as {words!r}, too")
     return ["--input", *words[:-1], "--output", words[-1], *arguments]
 
 
@@ -158,10 +162,13 @@ def _from_yaml(cls: type[Settings], path: str) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise UsageError(f"--config {path}: expected `setting: value` lines")
-    values = {str(name).replace("-", "_"): value for name, value in document.items()}
-    for name in values:
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        name = str(key).replace("-", "_")
         if name not in cls.model_fields:
             raise UsageError(f"--config {path}: {_unknown(cls, name)}")
+        single = _is_list(cls.model_fields[name]) and isinstance(value, str | int | float)
+        values[name] = [value] if single else value
     return values
 
 
@@ -173,7 +180,10 @@ def _from_environment(cls: type[Settings], environment: Mapping[str, str]) -> di
         name = variable.removeprefix(_ENVIRONMENT).lower()
         if name not in cls.model_fields:
             raise UsageError(f"environment variable {variable}: {_unknown(cls, name)}")
-        values[name] = text.split() if _is_list(cls.model_fields[name]) else text
+        try:
+            values[name] = shlex.split(text) if _is_list(cls.model_fields[name]) else text
+        except ValueError as error:
+            raise UsageError(f"environment variable {variable}: {error}") from error
     return values
 
 

@@ -178,7 +178,7 @@ class PrepareStage:
         """shard, file, row_group -> shard, payload, seconds."""
         started = time.monotonic()
         row = batch.to_pylist()[0]
-        table = self.prepare.shard(ShardRef(row["shard"], row["file"], row["row_group"]))
+        table = self.prepare.shard(ShardRef(**row))
         return _row(row["shard"], table, {"prepare": time.monotonic() - started})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.core import strip_protocol
 
-from pipeline.errors import UsageError
+from pipeline.errors import PosemillError, UsageError
+
+STORAGE_ERRORS = (OSError, BotoCoreError)
+"""What local disks and S3 raise when they cannot be reached, or refuse."""
+
+_CREATE_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,15 @@ def open_filesystem(uri: str, options: StorageOptions) -> fsspec.AbstractFileSys
     protocol = protocol_of(uri)
     try:
         return fsspec.filesystem(protocol, **options.for_protocol(protocol))
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"cannot read {uri!r}: {error}") from error
 
 
 def path_of(uri: str) -> str:
-    """The path within its file system: absolute for local files, bucket/key for S3."""
+    """The path within its file system: absolute for local files, bucket/key for S3.
+
+    Nothing is unescaped: `file:///a%20b` is the file `/a%20b`.
+    """
     if protocol_of(uri) == "file":
         return os.path.abspath(uri.removeprefix("file://"))
     return str(strip_protocol(uri))
@@ -78,30 +88,64 @@ def path_of(uri: str) -> str:
 
 def uri_of(protocol: str, path: str) -> str:
     """How an input is named in tables: a plain absolute path, or scheme://path."""
-    return path if protocol == "file" else f"{protocol}://{path}"
+    if protocol == "file" or path.startswith(f"{protocol}://"):
+        return path
+    return f"{protocol}://{path}"
 
 
 def walk(uri: str, options: StorageOptions) -> Iterator[FileInfo]:
-    """All files under a folder, sorted by path within each folder, one folder's listing in memory
-    at a time.
+    """All files under a folder, sorted by path, with one page or folder's listing in memory.
 
-    Hidden files and folders (a leading dot) are passed over.
+    Hidden files and folders (a leading dot) are passed over. Links to folders are followed.
     """
-    fs = open_filesystem(uri, options)
-    protocol = protocol_of(uri)
+    fs, protocol, root = open_filesystem(uri, options), protocol_of(uri), path_of(uri)
+    found = _walk_bucket(fs, root) if protocol == "s3" else _walk_folder(fs, root, ())
+    return (describe(entry, protocol) for entry in found)
 
-    def visit(folder: str) -> Iterator[FileInfo]:
-        entries = fs.ls(folder, detail=True, **({"refresh": True} if protocol == "s3" else {}))
-        for entry in sorted(entries, key=lambda e: str(e["name"])):
-            name = str(entry["name"]).rstrip("/")
-            if os.path.basename(name).startswith(".") or name == folder.rstrip("/"):
-                continue
-            if entry["type"] == "directory":
-                yield from visit(name)
-            else:
-                yield describe(entry, protocol)
 
-    yield from visit(path_of(uri))
+def _walk_bucket(fs: Any, root: str) -> Iterator[dict[str, Any]]:
+    for entry in list_bucket(fs, root):
+        below = str(entry["name"]).removeprefix(root).split("/")
+        marks_folder = not below[-1] and not entry["size"]
+        if not marks_folder and not any(part.startswith(".") for part in below):
+            yield entry
+
+
+def list_bucket(fs: Any, root: str) -> Iterator[dict[str, Any]]:
+    """All objects under bucket/folder, sorted by key, page by page.
+
+    S3 has no folders: only a flat listing also finds keys such as `a//b.jpg`.
+    """
+    bucket, folder, _ = fs.split_path(root)
+    request = {"Bucket": bucket, "Prefix": f"{folder}/" if folder else ""}
+    while True:
+        page = fs.call_s3("list_objects_v2", **request)
+        for entry in page.get("Contents", ()):
+            yield {**entry, "name": f"{bucket}/{entry['Key']}", "size": entry["Size"]}
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _walk_folder(fs: Any, folder: str, above: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """`above` are the folders on the way here, links resolved: a link to one of them is a loop."""
+    above = (*above, os.path.realpath(folder))
+    entries = {_sort_key(entry): entry for entry in fs.ls(folder, detail=True)}
+    for key, entry in sorted(entries.items()):
+        name = key.rstrip("/")
+        if os.path.basename(name).startswith(".") or name == folder.rstrip("/"):
+            continue
+        if not key.endswith("/"):
+            yield entry
+        elif not (entry.get("islink") and os.path.realpath(name) in above):
+            yield from _walk_folder(fs, name, above)
+
+
+def _sort_key(entry: dict[str, Any]) -> str:
+    """The path, with a slash at the end for folders, so that the whole walk is sorted by path."""
+    name = str(entry["name"]).rstrip("/")
+    is_folder = entry["type"] == "directory" or (entry.get("islink") and os.path.isdir(name))
+    return f"{name}/" if is_folder else name
 
 
 def describe(entry: dict[str, Any], protocol: str) -> FileInfo:
@@ -119,7 +163,10 @@ def describe(entry: dict[str, Any], protocol: str) -> FileInfo:
 
 
 class Output:
-    """The output folder: whole files only, some created under the condition that they are new."""
+    """The output folder: whole files only, some created under the condition that they are new.
+
+    Raises PosemillError where the storage refuses, or cannot be reached after its own retries.
+    """
 
     def __init__(self, uri: str, options: StorageOptions) -> None:
         self.protocol = protocol_of(uri)
@@ -147,39 +194,76 @@ class Output:
         The only step that makes work count as done: S3's If-None-Match, or a hard link to a file
         that has been written and flushed to the disk.
         """
-        if self.protocol == "file":
-            return _put(self.path(name), data, os.link)
-        try:
-            # One request up to 5 GB: a multipart upload would not carry the condition to each part.
-            self.fs.pipe_file(self.path(name), data, mode="create", chunksize=5 << 30)
-        except FileExistsError:
-            return False
-        return True
+        with self._refusals("write", name):
+            if self.protocol == "file":
+                return _put(self.path(name), data, os.link)
+            return self._create_object(self.path(name), data)
+
+    def _create_object(self, path: str, data: bytes) -> bool:
+        for attempt in range(_CREATE_ATTEMPTS):
+            try:
+                # One request up to 5 GB: a multipart upload would not carry the condition to each
+                # part.
+                self.fs.pipe_file(path, data, mode="create", chunksize=5 << 30)
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                code = _s3_code(error)
+                # s3fs knows only the answer of AWS, which names the condition.
+                if code in ("PreconditionFailed", "412"):
+                    return False
+                # Somebody else is writing it at this moment.
+                if code not in ("ConditionalRequestConflict", "409"):
+                    raise
+                time.sleep(0.1 * 2**attempt)
+        raise OSError(f"another writer was in the way {_CREATE_ATTEMPTS} times")
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a file whole, over an older one."""
-        if self.protocol == "file":
-            _put(self.path(name), data, os.replace)
-        else:
-            self.fs.pipe_file(self.path(name), data, chunksize=5 << 30)
+        with self._refusals("write", name):
+            if self.protocol == "file":
+                _put(self.path(name), data, os.replace)
+            else:
+                self.fs.pipe_file(self.path(name), data, chunksize=5 << 30)
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None if there is none."""
-        try:
-            return self.fs.cat_file(self.path(name))  # type: ignore[no-any-return]
-        except FileNotFoundError:
-            return None
+        with self._refusals("read", name):
+            try:
+                return self.fs.cat_file(self.path(name))  # type: ignore[no-any-return]
+            except FileNotFoundError:
+                return None
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._refusals("remove", name), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
     def list(self, folder: str) -> list[str]:
-        """Names, relative to `folder`, of all files under it."""
+        """Names, relative to `folder`, of all files under it, sorted."""
         root = self.path(folder)
-        found = self.fs.find(root, **({"refresh": True} if self.protocol == "s3" else {}))
-        return sorted(str(name)[len(root) + 1 :] for name in found)
+        with self._refusals("list", folder):
+            if self.protocol == "s3":
+                found = [str(entry["name"]) for entry in list_bucket(self.fs, root)]
+            else:
+                found = self.fs.find(root)
+        return sorted(name[len(root) + 1 :] for name in found)
+
+    @contextlib.contextmanager
+    def _refusals(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except STORAGE_ERRORS as error:
+            reason = str(error) or type(error).__name__
+            raise PosemillError(f"cannot {verb} {self.uri}/{name}: {reason}") from error
+
+
+def _s3_code(error: OSError) -> str | None:
+    """The error code of S3's answer behind an exception of s3fs."""
+    response = getattr(error.__cause__, "response", None) or {}
+    code = response.get("Error", {}).get("Code")
+    return None if code is None else str(code)
 
 
 def _put(path: str, data: bytes, publish: Callable[[str, str], None]) -> bool:

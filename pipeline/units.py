@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -94,23 +94,20 @@ class Unit:
 
 def to_table(units: Iterable[Unit]) -> pa.Table:
     """Units as rows of the manifest."""
-    rows = []
-    for unit in units:
-        row = asdict(unit)
-        if unit.boxes is not None:
-            row["boxes"] = [box._asdict() for box in unit.boxes]
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=schema.MANIFEST)
+    units = list(units)
+    columns = {name: [getattr(unit, name) for unit in units] for name in schema.MANIFEST.names}
+    columns["boxes"] = [
+        None if boxes is None else [box._asdict() for box in boxes] for boxes in columns["boxes"]
+    ]
+    return pa.table(columns, schema=schema.MANIFEST)
 
 
 def from_table(table: pa.Table) -> list[Unit]:
     """Rows of the manifest as units."""
-    names = [field.name for field in fields(Unit)]
 
     def unit(row: dict[str, Any]) -> Unit:
-        boxes = row["boxes"]
-        if boxes is not None:
-            row["boxes"] = tuple(GivenBox(**box) for box in boxes)
-        return Unit(**{name: row[name] for name in names})
+        boxes = row.pop("boxes")
+        given = None if boxes is None else tuple(GivenBox(**box) for box in boxes)
+        return Unit(**row, boxes=given)
 
     return [unit(row) for row in table.to_pylist()]

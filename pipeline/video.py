@@ -1,32 +1,50 @@
-"""Videos: cut into ranges at plan time, decoded with true timestamps.
+"""Videos: opened with failures sorted, decoded range by range with true timestamps.
 
-Runs in decoder processes. All times are the stream's own pts, in its time base.
+Runs in decoder processes. All times are the stream's own pts, in its time base. How a video is cut
+into ranges is in `pipeline.ranges`.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
 from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
-from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_of
+from pipeline.errors import InputError, UsageError
+from pipeline.storage import (
+    STORAGE_ERRORS,
+    StorageOptions,
+    open_filesystem,
+    path_of,
+    protocol_of,
+)
 
 Picture = NDArray[np.uint8]
+
 _BLOCK = 4 << 20
+# More threads take address space, and other decoders want the cores, too.
+_THREADS = 4
+# Playlists and the like, which would make FFmpeg open other files, are not among them.
+_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
+_SECONDS_BEFORE = (0, 2, 10, 60)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Frames with start_pts <= pts < end_pts; `frames` of them are wanted."""
+    """Frames with start_pts <= pts < end_pts; `frames` of them are wanted.
+
+    `start_frame` is the index of the first one. Without start_pts, frames are counted: as many as
+    are wanted from `start_frame` on.
+    """
 
     start_pts: int | None
     end_pts: int | None
@@ -44,80 +62,52 @@ class Frame:
     timestamp_s: float | None
 
 
-def plan_ranges(uri: str, options: StorageOptions, largest: int, fps: float | None) -> list[Range]:
-    """Cut a video into ranges of at most `largest` wanted frames, at keyframes where possible.
-
-    Reads the packets, decodes nothing. Raises InputError: no_video, corrupt, and those of opening.
-    """
-    with _open(uri, options) as container:
-        stream = _video_stream(container)
-        times: list[int] = []
-        keyframes: list[int] = []
-        unknown = 0
-        try:
-            for packet in container.demux(stream):
-                if packet.size == 0 or packet.is_discard:
-                    continue
-                pts = packet.pts if packet.pts is not None else packet.dts
-                if pts is None:
-                    unknown += 1
-                    continue
-                times.append(pts)
-                if packet.is_keyframe:
-                    keyframes.append(pts)
-        except av.FFmpegError as error:
-            if not times:
-                raise InputError("corrupt", f"no packet can be read: {error}") from error
-        base = stream.time_base
-    if unknown or not times or base is None:
-        # Without times it cannot be cut; one range takes what comes.
-        if not times and not unknown:
-            raise InputError("corrupt", "the video stream holds no frames")
-        return [Range(None, None, 0, len(times) + unknown)]
-    times.sort()
-    return _cut(times, sorted(keyframes), largest, base, fps)
+@contextlib.contextmanager
+def opened(uri: str, options: StorageOptions) -> Iterator[Any]:
+    """The container of a video. What goes wrong while it is open becomes an InputError."""
+    try:
+        with contextlib.ExitStack() as stack:
+            if protocol_of(uri) == "file":
+                # A path with a colon would be taken for a protocol.
+                source: Any = f"file:{path_of(uri)}"
+                size = os.stat(path_of(uri)).st_size
+            else:
+                fs = open_filesystem(uri, options)
+                source = stack.enter_context(fs.open(path_of(uri), "rb", block_size=_BLOCK))
+                size = source.size
+            if size == 0:
+                raise InputError("empty", "the file has no bytes")
+            limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+            yield stack.enter_context(
+                av.open(source, metadata_errors="ignore", container_options=limits)
+            )
+    except MemoryError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError("not_found", "there is no such file") from error
+    except PermissionError as error:
+        raise InputError("forbidden", f"no permission to read it: {error}") from error
+    except av.FFmpegError as error:
+        raise InputError("corrupt", f"not a readable video: {error}") from error
+    except (UsageError, *STORAGE_ERRORS) as error:
+        raise InputError("storage", f"cannot be read: {error!r}") from error
 
 
-def _cut(
-    times: list[int], keyframes: list[int], largest: int, base: Fraction, fps: float | None
-) -> list[Range]:
-    wanted = [
-        i
-        for i, pts in enumerate(times)
-        if _new_interval(times[i - 1] if i else None, pts, base, fps)
-    ]
-    ranges = []
-    at = 0
-    while at < len(wanted):
-        stop = min(at + largest, len(wanted))
-        if stop < len(wanted):
-            stop = _at_keyframe(times, wanted, keyframes, at, stop)
-        first = wanted[at]
-        end = times[wanted[stop]] if stop < len(wanted) else None
-        ranges.append(Range(times[first], end, first, stop - at))
-        at = stop
-    return ranges
+def video_stream(container: Any) -> Any:
+    """The first video stream, ready to be decoded. Raises InputError no_video."""
+    streams = container.streams.video
+    if not streams:
+        raise InputError("no_video", "the container has no video stream")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise InputError("no_video", "no decoder for its video stream")
+    stream.codec_context.thread_type = "AUTO"
+    stream.codec_context.thread_count = min(_THREADS, os.cpu_count() or 1)
+    return stream
 
 
-def _at_keyframe(
-    times: list[int], wanted: list[int], keyframes: list[int], at: int, stop: int
-) -> int:
-    """The last cut in (at, stop] whose first frame is the first one wanted from some keyframe
-    on."""
-    k = bisect.bisect_right(keyframes, times[wanted[stop]]) - 1
-    if k < 0:
-        return stop
-    cut = bisect.bisect_left(wanted, bisect.bisect_left(times, keyframes[k]))
-    return cut if at < cut <= stop else stop
-
-
-def _new_interval(
-    previous: int | None, pts: int | None, base: Fraction | None, fps: float | None
-) -> bool:
-    """Whether a frame is the first one in its interval of 1 / fps seconds; unknown times always
-    are."""
-    if fps is None or base is None or previous is None or pts is None:
-        return True
+def new_interval(previous: int, pts: int, base: Fraction, fps: float) -> bool:
+    """Whether a frame is the first one in its interval of 1 / fps seconds."""
     rate = base * Fraction(fps).limit_denominator(100_000)
     return math.floor(pts * rate) != math.floor(previous * rate)
 
@@ -128,65 +118,145 @@ def read_frames(
     wanted: Range,
     fps: float | None,
     max_pixels: int,
+    alive: Callable[[], None] = lambda: None,
 ) -> Iterator[Frame]:
     """Decode the wanted frames of a range, in order of presentation.
 
-    After the last good frame, raises InputError `corrupt` if packets were damaged or frames are
-    missing.
+    `alive` is called for every packet and frame that is passed. After the last good frame, raises
+    InputError `corrupt` if packets were damaged or frames are missing.
     """
-    with _open(uri, options) as container:
-        stream = _video_stream(container)
-        stream.thread_type = "AUTO"
-        base = stream.time_base
-        if wanted.start_pts is not None and wanted.start_frame:
-            # Where it cannot seek, decoding begins at the start and frames before are passed over.
-            with contextlib.suppress(av.FFmpegError):
-                container.seek(wanted.start_pts, stream=stream, backward=True)
+    for before in _places_to_start(wanted):
         damage: list[str] = []
-        given, index, previous = 0, wanted.start_frame, None
-        for frame in _decoded(container, stream, damage):
-            pts = frame.pts
-            if pts is not None and wanted.start_pts is not None:
-                if pts < wanted.start_pts:
+        with opened(uri, options) as container:
+            stream = video_stream(container)
+            frames = _decoded(container, stream, wanted.start_pts, before, damage, alive)
+            if before is not None:
+                first = next(frames, None)
+                if first is None or first.pts != wanted.start_pts:
                     continue
-                if wanted.end_pts is not None and pts >= wanted.end_pts:
-                    break
-            if frame.width * frame.height > max_pixels:
-                raise InputError(
-                    "too_many_pixels", f"{frame.width} x {frame.height} is more than {max_pixels}"
-                )
-            # After damage the count of frames is no longer known.
-            known = None if damage else index
-            if index is not None:
-                index += 1
-            skipped = previous is not None and not _new_interval(previous, pts, base, fps)
-            previous = pts
-            if skipped:
+                frames = chain([first], frames)
+            if wanted.start_pts is None:
+                chosen = _counted(frames, wanted, damage)
+            else:
+                chosen = _timed(frames, wanted, fps, stream.time_base, damage)
+            given = 0
+            for frame, index in chosen:
+                _check_size(frame, max_pixels)
+                yield Frame(_upright(frame), index, frame.pts, frame.time)
+                given += 1
+        if damage:
+            raise InputError("corrupt", f"{len(damage)} damaged packets, the first: {damage[0]}")
+        if given < wanted.frames:
+            raise InputError("corrupt", f"only {given} of {wanted.frames} frames can be decoded")
+        return
+
+
+def _places_to_start(wanted: Range) -> tuple[int | None, ...]:
+    """Seconds before the range at which to start decoding, in the order they are tried; None is the
+    start of the file.
+
+    Some containers (MPEG, FLV, AVI) seek past the keyframe that a frame needs.
+    """
+    if wanted.start_pts is None or not wanted.start_frame:
+        return (None,)
+    return (*_SECONDS_BEFORE, None)
+
+
+def _decoded(
+    container: Any,
+    stream: Any,
+    start_pts: int | None,
+    before: int | None,
+    damage: list[str],
+    alive: Callable[[], None],
+) -> Iterator[av.VideoFrame]:
+    """Frames from `start_pts` on, in order; what cannot be decoded is noted in `damage`.
+
+    Gives nothing if there is no keyframe between the place to start and `start_pts`.
+    """
+    needs_keyframe = before is not None
+    if before is not None:
+        assert start_pts is not None
+        try:
+            container.seek(start_pts - int(before / stream.time_base), stream=stream)
+        except av.FFmpegError:
+            return
+    for packet in _packets(container, stream, damage):
+        alive()
+        if needs_keyframe and packet is not None:
+            if not packet.is_keyframe:
                 continue
-            seconds = float(pts * base) if pts is not None and base is not None else None
-            yield Frame(_upright(frame), known, pts, seconds)
-            given += 1
-    if damage:
-        raise InputError("corrupt", f"{len(damage)} damaged packets, the first: {damage[0]}")
-    if given < wanted.frames:
-        raise InputError("corrupt", f"only {given} of {wanted.frames} frames can be decoded")
+            if packet.pts is None or packet.pts > start_pts:
+                return
+            needs_keyframe = False
+        try:
+            frames = stream.decode(packet)
+        except MemoryError:
+            raise
+        except av.FFmpegError as error:
+            damage.append(str(error))
+            continue
+        for frame in frames:
+            alive()
+            if start_pts is None or (frame.pts is not None and frame.pts >= start_pts):
+                yield frame
+            elif frame.pts is None:
+                damage.append("a frame without a time")
 
 
-def _decoded(container: Any, stream: Any, damage: list[str]) -> Iterator[av.VideoFrame]:
-    """Frames in order; what cannot be decoded is noted in `damage` and passed over."""
+def _packets(container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
+    """Packets, the last of which makes the decoder hand out what it holds."""
     packets = container.demux(stream)
     while True:
         try:
-            packet = next(packets)
+            yield next(packets)
         except StopIteration:
             return
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             damage.append(str(error))
+            yield None
             return
-        try:
-            yield from packet.decode()
-        except av.FFmpegError as error:
-            damage.append(str(error))
+
+
+def _counted(
+    frames: Iterator[av.VideoFrame], wanted: Range, damage: list[str]
+) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """Frames of a range without times, with their index."""
+    first = wanted.start_frame or 0
+    for index, frame in enumerate(islice(frames, first, first + wanted.frames), first):
+        yield frame, None if damage or wanted.start_frame is None else index
+
+
+def _timed(
+    frames: Iterator[av.VideoFrame],
+    wanted: Range,
+    fps: float | None,
+    base: Fraction,
+    damage: list[str],
+) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """Frames of a range from its `start_pts` on, with their index as far as it is known."""
+    index, previous = wanted.start_frame, None
+    for frame in frames:
+        pts = frame.pts
+        assert pts is not None
+        if wanted.end_pts is not None and pts >= wanted.end_pts:
+            return
+        # After damage the count of frames is no longer known.
+        if damage or (previous is None and pts != wanted.start_pts):
+            index = None
+        if fps is None or previous is None or new_interval(previous, pts, base, fps):
+            yield frame, index
+        previous = pts
+        index = None if index is None else index + 1
+
+
+def _check_size(frame: av.VideoFrame, max_pixels: int) -> None:
+    if frame.width * frame.height > max_pixels:
+        raise InputError(
+            "too_many_pixels", f"{frame.width} x {frame.height} is more than {max_pixels} pixels"
+        )
 
 
 def _upright(frame: av.VideoFrame) -> Picture:
@@ -194,34 +264,3 @@ def _upright(frame: av.VideoFrame) -> Picture:
     picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
-
-
-def _video_stream(container: Any) -> Any:
-    streams = container.streams.video
-    if not streams:
-        raise InputError("no_video", "the container has no video stream")
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise InputError("no_video", "no decoder for its video stream")
-    return stream
-
-
-def _open(uri: str, options: StorageOptions) -> Any:
-    source: Any
-    try:
-        if protocol_of(uri) == "file":
-            # A path with a colon would be taken for a protocol.
-            source = f"file:{path_of(uri)}"
-        else:
-            source = open_filesystem(uri, options).open(path_of(uri), "rb", block_size=_BLOCK)
-        return av.open(source, metadata_errors="ignore")
-    except FileNotFoundError as error:
-        raise InputError("not_found", "there is no such file") from error
-    except PermissionError as error:
-        raise InputError("forbidden", f"no permission to read it: {error}") from error
-    except (av.InvalidDataError, av.EOFError) as error:
-        raise InputError("corrupt", f"not a readable video: {error}") from error
-    except av.FFmpegError as error:
-        raise InputError("corrupt", f"cannot be opened: {error}") from error
-    except OSError as error:
-        raise InputError("storage", f"cannot be read: {error}") from error

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from cpm_core.config import CpmConfig
+from cpm_core.config import CpmConfig, preset
+from cpm_core.draw import rgb
 from cpm_core.model import Cpm
-from cpm_core.skeleton import Skeleton
+from cpm_core.skeleton import Skeleton, load_skeleton
+from cpm_core.training import Batch, Fit, Phase, Recipe
 from cpm_core.weights import WeightsInfo, save_weights
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -127,3 +129,42 @@ def dots_picture():
 @pytest.fixture(scope="session")
 def hands():
     return HANDS
+
+
+def stick_figures(count, size=64):
+    """Plain crops (count, size, size, 3) of drawn LSP figures with keypoints (count, 14, 2)."""
+    pose = [(40, 90), (42, 70), (44, 52), (54, 52), (56, 70), (58, 90), (25, 55)]
+    pose += [(30, 42), (40, 28), (58, 28), (68, 42), (72, 55), (49, 26), (49, 10)]
+    rng = np.random.default_rng(0)
+    skeleton = load_skeleton("lsp14")
+    crops = np.full((count, size, size, 3), 120, np.uint8)
+    keypoints = (np.array(pose) + rng.normal(0, 4, (count, 14, 2))) * size / 100
+    for crop, points in zip(crops, keypoints, strict=True):
+        for (a, b), color in zip(skeleton.limbs, skeleton.limb_colors, strict=True):
+            ends = (tuple(np.rint(points[joint]).astype(int).tolist()) for joint in (a, b))
+            cv2.line(crop, *ends, rgb(color), 2, cv2.LINE_AA)
+    return Batch(
+        torch.from_numpy(crops),
+        torch.from_numpy(keypoints).float(),
+        torch.ones(count, 14, dtype=torch.bool),
+    )
+
+
+@pytest.fixture(scope="session")
+def figures():
+    return stick_figures(8)
+
+
+@pytest.fixture(scope="session")
+def fitted(figures):
+    """A `Fit` of cpm-lite after 40 steps on a handful of figures, and the losses of each step."""
+    torch.manual_seed(0)
+    recipe = Recipe(
+        phases=(Phase(0, 64),),
+        warmup_steps=10,
+        trunk_learning_rate=2e-3,
+        ema_decay=0.9,
+        freeze_blocks=0,
+    )
+    fit = Fit(Cpm(preset("cpm-lite", input_size=64)), recipe, 40)
+    return fit, [fit.step(figures) for _ in range(40)]

@@ -109,14 +109,14 @@ def mirrored(points, skeleton):
 
 @pytest.mark.parametrize(
     ("offset", "tolerance"),
-    [(3.5, 1e-4), (0.0, 0.6), (7.0, 0.6)],
+    [(3.5, 1e-4), (0.0, 0.25), (7.0, 0.25)],
     ids=["own grid", "the port's grid", "Caffe's grid"],
 )
 def test_mirrored_maps_flipped_back_give_the_same_keypoints(offset, tolerance):
     skeleton = load_skeleton("lsp14")
-    points = spread(16, SIZE - 17, 14 * 20).view(20, 14, 2)
-    expected = decode(ideal(points, 12.0, offset)[:, :-1], offset)
-    maps = ideal(mirrored(points, skeleton), 12.0, offset)
+    points = spread(28, SIZE - 29, 14 * 20).view(20, 14, 2)
+    expected = decode(ideal(points, 8.0, offset)[:, :-1], offset)
+    maps = ideal(mirrored(points, skeleton), 8.0, offset)
     back = flip_back(maps, torch.from_numpy(skeleton.flip_order), offset)
     found = decode(back[:, :-1], offset)
     assert float((found[..., :2] - expected[..., :2]).abs().max()) < tolerance
@@ -135,19 +135,20 @@ def test_flip_back_twice_changes_nothing():
 def test_views_speak_of_the_same_places(scale, offset):
     """A view that shows the person `scale` times as large, brought to the base crop's grid."""
     middle = (SIZE - 1) / 2
-    points = spread(middle - 35, middle + 35, 100)
+    points = spread(middle - 32, middle + 32, 100)
     view = middle + scale * (points - middle)
-    maps = resample(ideal(view, 12.0 * scale, offset), 1 / scale, offset)
+    maps = resample(ideal(view, 8.0, offset), 1 / scale, offset)
     assert maps.shape == (1, 101, CELLS, CELLS)
     found = decode(maps[:, :-1], offset)
-    assert float((found[..., :2] - points).abs().max()) < 0.8
-    assert float((found[..., :2] - points).mean(dim=1).abs().max()) < 0.1
+    assert float((found[..., :2] - points).abs().max()) < 0.3
 
 
 def test_cells_that_a_view_does_not_cover_are_background():
     maps = torch.full((1, 3, CELLS, CELLS), 0.5)
     # The view covers the middle half of the base crop.
     found = resample(maps, 0.5)
-    assert (found[0, :2, :4] == 0).all()
-    assert (found[0, 2, :4] == 1).all()
+    outside = torch.ones(CELLS, CELLS, dtype=torch.bool)
+    outside[3:13, 3:13] = False
+    assert (found[0, :2, outside] == 0).all()
+    assert (found[0, 2, outside] == 1).all()
     torch.testing.assert_close(found[0, :, 5:11, 5:11], torch.full((3, 6, 6), 0.5))

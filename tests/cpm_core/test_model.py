@@ -154,7 +154,9 @@ def test_centre_map_follows_the_input_size(lively):
     for size in (64, 368):
         centre = model.centre_for(torch.zeros(2, 3, size, size))
         assert centre.shape == (2, 1, size // 8, size // 8)
-        expected = centre_map(preset("cpm-vgg", input_size=size, centre_sigma=21 * size / 368), size)
+        expected = centre_map(
+            preset("cpm-vgg", input_size=size, centre_sigma=21 * size / 368), size
+        )
         torch.testing.assert_close(centre[1:], expected)
 
 

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+
+from cpm_core.metrics import limb_joints, pck_lsp, pck_lspet, reference_length
+from cpm_core.skeleton import load_skeleton
+
+LSP = load_skeleton("lsp14")
+ROWS = {
+    "Head": ("neck", "head_top"),
+    "Sho": ("left_shoulder", "right_shoulder"),
+    "Elb": ("left_elbow", "right_elbow"),
+    "Wri": ("left_wrist", "right_wrist"),
+    "Hip": ("left_hip", "right_hip"),
+    "Kne": ("left_knee", "right_knee"),
+    "Ank": ("left_ankle", "right_ankle"),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "total", "area", "at_10", "at_5"),
+    [
+        (
+            "cpm_lsp_6s_predictions.mat",
+            [96.8, 87.1, 80.4, 75.1, 86.5, 83.2, 81.2],
+            *(84.32, 59.3, 71.2, 43.6),
+        ),
+        (
+            "cpm_mpii_lsp_6s_predictions.mat",
+            [97.8, 92.5, 87.0, 83.9, 91.5, 90.8, 89.9],
+            *(90.50, 65.4, 78.8, 50.3),
+        ),
+    ],
+)
+def test_the_papers_figures_from_its_released_predictions(
+    shared, file, rows, total, area, at_10, at_5
+):
+    io = pytest.importorskip("scipy.io")
+    folder = shared("fixtures", "lsp_pck")
+    joints = io.loadmat(folder / "lsp_joints_pc.mat")["joints"]
+    labels = joints[:2, :, 1000:].transpose(2, 1, 0)
+    predicted = io.loadmat(folder / file)["prediction_all"].transpose(2, 0, 1)
+    assert predicted.dtype == np.uint8  # small unsigned numbers must not wrap around
+    result = pck_lsp(predicted, labels, LSP)
+    assert round(result.total, 2) == total
+    assert result.counted == 14_000
+    by_row = [np.mean([result.by_joint[LSP.index(j)] for j in pair]) for pair in ROWS.values()]
+    assert [round(float(value), 1) for value in by_row] == rows
+    curve = [pck_lsp(predicted, labels, LSP, t / 100).total for t in range(21)]
+    assert round(float(np.trapezoid(curve)) / 20, 1) == area
+    assert round(curve[10], 1) == at_10
+    assert round(curve[5], 1) == at_5
+
+
+@pytest.fixture
+def person():
+    """One person whose joints lie on a line, 10 px apart, in the skeleton's order."""
+    labels = np.stack([10.0 * np.arange(14), np.zeros(14)], axis=-1)[None]
+    # left shoulder (9) to right hip (2): 70 px, so 14 px are allowed.
+    return labels
+
+
+@pytest.mark.parametrize(("distance", "correct"), [(14.0, True), (14.001, False), (0.0, True)])
+def test_pck_lsp_counts_up_to_a_fifth_of_the_torso(person, distance, correct):
+    predicted = person.copy()
+    predicted[0, 6, 1] += distance
+    result = pck_lsp(predicted, person, LSP)
+    assert result.by_joint[6] == 100 * correct
+    assert result.total == pytest.approx(100 * (13 + correct) / 14)
+
+
+def test_pck_lsp_does_not_wrap_unsigned_labels(person):
+    labels = person.astype(np.uint8)
+    predicted = (person + [3, 0]).astype(np.uint8)
+    assert pck_lsp(predicted, labels, LSP).total == 100
+
+
+def labelled_but(*names):
+    labelled = np.ones((1, 14), bool)
+    labelled[0, [LSP.index(name) for name in names]] = False
+    return labelled
+
+
+@pytest.mark.parametrize(
+    ("labelled", "unit"),
+    [
+        (labelled_but(), 50.0),  # right shoulder (8) to left hip (3)
+        (labelled_but("right_shoulder"), 70.0),  # left shoulder (9) to right hip (2)
+        (labelled_but("left_hip"), 70.0),
+        (labelled_but("left_hip", "left_shoulder"), None),
+    ],
+    ids=["first pair", "second pair", "second pair again", "no pair"],
+)
+def test_pck_lspet_takes_the_first_labelled_pair(person, labelled, unit):
+    predicted = person.copy()
+    predicted[0, 6, 1] += 0.2 * (unit or 0)
+    predicted[0, 7, 1] += 0.2 * (unit or 0) + 0.001
+    result = pck_lspet(predicted, person, labelled, LSP)
+    if unit is None:
+        assert np.isnan(result.total)
+        assert result.counted == 0
+        assert np.isnan(result.by_joint).all()
+        return
+    assert reference_length(person, labelled, LSP) == [unit]
+    assert (result.by_joint[6], result.by_joint[7]) == (100, 0)
+    assert result.counted == labelled.sum()
+    assert result.total == pytest.approx(100 * (labelled.sum() - 1) / labelled.sum())
+
+
+def test_unlabelled_joints_do_not_count(person):
+    labels = person.copy()
+    labels[0, LSP.index("left_wrist")] = np.nan
+    predicted = np.nan_to_num(labels, nan=1e9)
+    result = pck_lspet(predicted, labels, labelled_but("left_wrist"), LSP)
+    assert (result.total, result.counted) == (100, 13)
+    assert np.isnan(result.by_joint[LSP.index("left_wrist")])
+    assert result.by_joint[LSP.index("right_wrist")] == 100
+
+
+def test_people_are_pooled_joint_by_joint(person):
+    labels = np.repeat(person, 2, axis=0)
+    labelled = np.concatenate([labelled_but(), labelled_but(*LSP.keypoints[4:8])])
+    predicted = labels.copy()
+    predicted[0, :4, 1] += 1000
+    result = pck_lspet(predicted, labels, labelled, LSP)
+    assert result.counted == 24
+    assert result.total == pytest.approx(100 * 20 / 24)
+    assert result.by_joint[0] == 50
+
+
+def test_only_chosen_joints_count(person):
+    predicted = person.copy()
+    predicted[0, 12:, 1] += 1000
+    chosen = limb_joints(LSP)
+    assert [LSP.keypoints[i] for i in np.flatnonzero(~chosen)] == ["neck", "head_top"]
+    assert pck_lspet(predicted, person, labelled_but(), LSP, joints=chosen).total == 100
+    assert pck_lspet(predicted, person, labelled_but(), LSP).total == pytest.approx(100 * 12 / 14)
+
+
+@pytest.mark.parametrize(("name", "joints"), [("mpii16", 12), ("coco17", 12)])
+def test_limb_joints_of_other_skeletons(name, joints):
+    assert limb_joints(load_skeleton(name)).sum() == joints
+
+
+def test_without_reference_pairs_the_unit_is_the_side_of_the_box(hands):
+    labels = np.array([[[0.0, 0], [30, 80], [500, 500]], [[5, 5], [9, 9], [7, 7]]])
+    labelled = np.array([[True, True, False], [False, False, False]])
+    unit = reference_length(labels, labelled, hands)
+    assert unit[0] == 80
+    assert np.isnan(unit[1])
+    predicted = labels + np.array([16.0, 0])
+    result = pck_lspet(predicted, labels, labelled, hands)
+    assert (result.total, result.counted) == (100, 2)
+    assert pck_lspet(predicted + [0.01, 0], labels, labelled, hands).total == 0
+
+
+def test_nobody():
+    none = np.empty((0, 14, 2))
+    assert np.isnan(pck_lsp(none, none, LSP).total)
+    assert np.isnan(pck_lspet(none, none, np.empty((0, 14), bool), LSP).total)

@@ -1,0 +1,221 @@
+"""`posemill annotate` from the outside: what stands in the table, whatever goes in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from pipeline import schema
+from pipeline.storage import StorageOptions, open_filesystem, path_of
+from tests.e2e.conftest import Job, draw_figure
+
+
+def read_table(output: str) -> pa.Table:
+    """The annotation table as any tool would read it."""
+    fs = open_filesystem(output, StorageOptions())
+    return ds.dataset(f"{path_of(output)}/annotations", filesystem=fs, format="parquet").to_table()
+
+
+def assert_accounted(table: pa.Table, units: int) -> None:
+    """Every unit has rows, and no (unit, pts, person) stands twice."""
+    keys = list(
+        zip(*(table[c].to_pylist() for c in ("unit_id", "pts", "person_index")), strict=True)
+    )
+    assert len(set(keys)) == len(keys)
+    assert set(table["unit_id"].to_pylist()) == set(range(units))
+
+
+@pytest.mark.parametrize("place", ["local", "file", "s3"], indirect=True)
+def test_same_result_on_every_kind_of_storage(
+    place: str, photos: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """A folder goes in, a table comes out; the second start finds nothing to do."""
+    fs = fsspec.filesystem("s3" if place.startswith("s3") else "file")
+    fs.put(f"{photos}/", f"{path_of(place)}/in/", recursive=True)
+    command = ["annotate", f"{place}/in", f"{place}/out", "--weights", tiny_weights]
+
+    first = posemill(*command)
+    assert first.returncode == 0, first.stderr
+    table = read_table(f"{place}/out")
+    assert table.schema.equals(schema.annotation_table(14))
+    assert_accounted(table, 40)
+    assert set(table["status"].to_pylist()) == {"ok"}
+    metadata = json.loads(table.schema.metadata[b"posemill"])
+    assert metadata["skeleton"]["name"] == "lsp14"
+    assert metadata["model"]["name"] == "tiny"
+    done = json.loads(fs.cat(f"{path_of(place)}/out/_SUCCESS"))
+    assert done["units"] == 40
+    assert done["counts"]["people"] == 40
+    assert not fs.exists(f"{path_of(place)}/out/_lock-1-of-1")
+
+    second = posemill(*command)
+    assert second.returncode == 0, second.stderr
+    assert "nothing left to do" in second.stdout
+
+
+def test_bad_inputs_become_rows_and_lose_nothing_else(
+    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """Each kind of bad file gets its code; its neighbours get their keypoints."""
+    good = (photos / "figure-000.jpg").read_bytes()
+    bad = {
+        "empty.jpg": (b"", "empty"),
+        "truncated.jpg": (good[: len(good) // 2], "corrupt"),
+        "text.png": (b"this is no picture", "unknown_format"),
+        "broken.mp4": (b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 200, "corrupt"),
+    }
+    for name, (data, _) in bad.items():
+        (photos / name).write_bytes(data)
+    (photos / "notes.md").write_text("passed over")
+    uris = [*sorted(str(p) for p in photos.iterdir() if p.suffix != ".md"), "gone.jpg"]
+    (photos / "list.txt").write_text("\n".join(uris))
+    out = str(tmp_path / "out")
+
+    result = posemill("annotate", str(photos / "list.txt"), out, "--weights", tiny_weights)
+    assert result.returncode == 0, result.stderr
+    table = read_table(out)
+    assert_accounted(table, 45)
+    codes = {
+        Path(row["uri"]).name: row["error_code"]
+        for row in table.to_pylist()
+        if row["status"] == "failed"
+    }
+    assert codes == {name: code for name, (_, code) in bad.items()} | {"gone.jpg": "not_found"}
+    assert table["status"].to_pylist().count("ok") == 40
+    assert "5 failed" in result.stdout
+
+
+def test_given_boxes_and_keypoints_in_picture_pixels(
+    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """Rows for one picture merge; a picture without a box has nobody; a bad box is told."""
+    (photos / "boxes.csv").write_text(
+        "uri,x,y,w,h,score\n"
+        "figure-000.jpg,10,10,50,90,0.5\n"
+        "figure-000.jpg,40,20,40,80,0.9\n"
+        "figure-001.jpg,,,,,\n"
+        "figure-002.jpg,500,500,20,20,\n"
+    )
+    out = str(tmp_path / "out")
+    result = posemill(
+        "annotate", str(photos / "boxes.csv"), out, "--people", "boxes", "--weights", tiny_weights
+    )
+    assert result.returncode == 0, result.stderr
+    rows = read_table(out).to_pylist()
+    by_name = {
+        name: [r for r in rows if r["uri"].endswith(name)] for name in ("0.jpg", "1.jpg", "2.jpg")
+    }
+    assert [r["box"] for r in by_name["0.jpg"]] == [[40, 20, 40, 80], [10, 10, 50, 90]]
+    assert [r["person_index"] for r in by_name["0.jpg"]] == [0, 1]
+    assert [r["status"] for r in by_name["1.jpg"]] == ["no_person"]
+    assert [r["error_code"] for r in by_name["2.jpg"]] == ["bad_box"]
+    for row in by_name["0.jpg"]:
+        x, y, w, h = row["box"]
+        side = 1.25 * max(w, h)
+        assert all(abs(v - (x + w / 2)) <= side / 2 + 8 for v in row["x"])
+        assert all(abs(v - (y + h / 2)) <= side / 2 + 8 for v in row["y"])
+
+
+def test_video_frames_have_true_times(tmp_path: Path, posemill: Job, tiny_weights: str) -> None:
+    """Every frame of a video has a row, with index, pts and seconds of the container."""
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "12"})
+        stream.width, stream.height, stream.pix_fmt = 96, 128, "yuv420p"
+        for i in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw_figure(i), "rgb24")))
+        container.mux(stream.encode(None))
+    out = str(tmp_path / "out")
+    result = posemill("annotate", str(path), out, "--weights", tiny_weights, "--shard-size", "16")
+    assert result.returncode == 0, result.stderr
+    table = read_table(out).sort_by("frame_index")
+    assert table["frame_index"].to_pylist() == list(range(40))
+    np.testing.assert_allclose(table["timestamp_s"].to_numpy(), np.arange(40) / 25, atol=1e-6)
+    assert len(set(table["unit_id"].to_pylist())) == 4
+
+
+def test_growing_input_is_continued(
+    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """New files of a second start are appended; what is there stays as it is."""
+    out = tmp_path / "out"
+    command = ["annotate", str(photos), str(out), "--weights", tiny_weights]
+    assert posemill(*command, "--limit", "25").returncode == 0
+    assert_accounted(read_table(str(out)), 25)
+    before = {p: p.stat().st_mtime_ns for p in (out / "annotations").rglob("*.parquet")}
+    cv2.imwrite(str(photos / "a-new-one.png"), draw_figure(99))
+    assert posemill(*command).returncode == 0
+    table = read_table(str(out))
+    assert_accounted(table, 41)
+    assert len(set(table["uri"].to_pylist())) == 41
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["photos", "out", "--box-facto", "2"], "did you mean --box-factor?"),
+        (["photos", "out", "--box-factor", "0"], "--box-factor"),
+        (["nowhere", "out"], "no such input"),
+        (["photos"], "expected INPUT … OUTPUT"),
+        (["photos", "gs://bucket/out"], "only local folders and s3://"),
+        (["photos", "out", "--weights", "cpm"], "posemill train --preset cpm"),
+        (["photos", "out", "--people", "detector:none.onnx"], "none.onnx"),
+        (["photos", "out", "--people", "faces"], "whole-image, boxes or detector"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(
+    words: list[str], reason: str, photos: Path, tmp_path: Path, posemill: Job
+) -> None:
+    """Exit code 2, one line, and nothing written."""
+    places = {"photos": str(photos), "out": str(tmp_path / "out"), "nowhere": str(tmp_path / "x")}
+    result = posemill("annotate", *(places.get(word, word) for word in words))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert reason in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_on_the_same_output_are_refused(
+    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """A result setting that differs is named; a setting of the run is not compared."""
+    out = str(tmp_path / "out")
+    command = ["annotate", str(photos), out, "--weights", tiny_weights]
+    assert posemill(*command, "--limit", "3").returncode == 0
+    refused = posemill(*command, "--limit", "3", "--flip")
+    assert refused.returncode == 2
+    assert "flip: False -> True" in refused.stderr
+    assert posemill(*command, "--limit", "3", "--threads", "1").returncode == 0
+
+
+def test_too_many_failures_stop_the_run(tmp_path: Path, posemill: Job, tiny_weights: str) -> None:
+    """Wrong credentials or a wrong bucket end in one clear error, not in a table of failures."""
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(f"gone-{i}.jpg" for i in range(300)))
+    result = posemill("annotate", str(listed), str(tmp_path / "out"), "--weights", tiny_weights)
+    assert result.returncode == 1
+    assert "not_found" in result.stderr
+    assert "--max-failures" in result.stderr
+
+
+def test_dry_run_writes_nothing(
+    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """It prints units, bytes and resources."""
+    out = tmp_path / "out"
+    result = posemill("annotate", str(photos), str(out), "--weights", tiny_weights, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "40 units" in result.stderr
+    assert "1 estimate" in result.stderr
+    assert not out.exists()

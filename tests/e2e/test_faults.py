@@ -1,0 +1,127 @@
+"""Kills in mid-run: the same command finishes, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Job, draw_figure, job_environment
+from tests.e2e.test_annotate import assert_accounted, read_table
+
+UNITS = 160
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A folder of 160 drawn figures."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(UNITS):
+        cv2.imwrite(str(folder / f"{i:04d}.jpg"), draw_figure(i))
+    return folder
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *command],
+        cwd=REPOSITORY,
+        env=job_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def wait_for_parts(output: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Block until so many parts are there."""
+    while len(list((output / "annotations").rglob("part-*.parquet"))) < count:
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        try:
+            process.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def test_driver_killed_in_mid_run(
+    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """kill -9 of the driver: rows == unique == planned after the same command."""
+    out = tmp_path / "out"
+    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
+    with running(command) as process:
+        wait_for_parts(out, 3, process)
+        process.kill()
+        process.wait()
+    survived = len(list((out / "annotations").rglob("part-*.parquet")))
+    assert 3 <= survived < UNITS // 4
+    assert not (out / "_SUCCESS").exists()
+    result = posemill(*command)
+    assert result.returncode == 0, result.stderr
+    table = read_table(str(out))
+    assert_accounted(table, UNITS)
+    assert table.num_rows == UNITS
+    assert (out / "_SUCCESS").exists()
+    assert not [p for p in out.rglob(".posemill-*") if p.parent.name != "annotations"]
+
+
+def test_ctrl_c_says_how_to_continue(
+    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """SIGINT to the process group, as a terminal sends it: a clean stop, then the rest."""
+    out = tmp_path / "out"
+    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
+    with running(command) as process:
+        wait_for_parts(out, 2, process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not (out / "_lock-1-of-1").exists()
+    assert posemill(*command).returncode == 0
+    assert_accounted(read_table(str(out)), UNITS)
+
+
+def test_two_runs_on_one_output(
+    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """The second one stops and names the first."""
+    out = tmp_path / "out"
+    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
+    with running(command) as process:
+        wait_for_parts(out, 1, process)
+        second = posemill(*command)
+        assert second.returncode == 1
+        assert f"process {process.pid}" in second.stderr
+
+
+def test_partitions_share_one_plan(
+    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """Two drivers do half each; only the last one finds the table complete."""
+    out = tmp_path / "out"
+    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "16"]
+    assert posemill(*command, "--partition", "1/2").returncode == 0
+    assert 0 < read_table(str(out)).num_rows < UNITS
+    assert not (out / "_SUCCESS").exists()
+    assert posemill(*command, "--partition", "2/2").returncode == 0
+    assert_accounted(read_table(str(out)), UNITS)
+    assert (out / "_SUCCESS").exists()
