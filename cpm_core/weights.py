@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cpm_core.config import PRESETS, CpmConfig
@@ -84,9 +84,12 @@ def save_weights(
         "licence": info.licence,
         "metrics": info.metrics,
     }
+    # safetensors' own `save_file` would make a file that only its owner can read.
+    partial = Path(f"{path}.partial")
     try:
-        save_file(tensors, str(path), metadata={_KEY: json.dumps(metadata)})
-    except (SafetensorError, OSError) as error:
+        partial.write_bytes(save(tensors, metadata={_KEY: json.dumps(metadata)}))
+        partial.replace(path)
+    except OSError as error:
         raise WeightsError(f"{path}: cannot be written ({error})") from error
 
 

@@ -7,6 +7,7 @@ machine that is gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -25,6 +26,8 @@ from pipeline.storage import Output
 _HEARTBEAT_S = 30.0
 _STALE_S = 180.0
 _POLL_S = 10.0
+_SETTLE_S = 1.0
+_UNKNOWN = dict.fromkeys(("run", "host", "boot", "pid", "process_start", "started"), "unknown")
 
 
 class Lock:
@@ -57,12 +60,15 @@ class Lock:
         }
         self.beats = 0
         self.lost = False
+        self._cleared = False
+        self._last_beat = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     def __enter__(self) -> Self:
-        while not self.output.create(self.name, self._document()):
+        while not self._acquire():
             self._clear_stale()
+        self._last_beat = time.monotonic()
         self._thread.start()
         return self
 
@@ -74,42 +80,66 @@ class Lock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.lost and self._holder() == self.me["run"]:
-            self.output.remove(self.name)
+        # A lock that cannot be removed goes stale.
+        with contextlib.suppress(PosemillError):
+            if self._is_mine():
+                self.output.remove(self.name)
 
     def check(self) -> None:
-        """Raise PosemillError if another run took the lock over (this one was suspended, say)."""
+        """Raise PosemillError if another run took the lock over, or may have."""
         if self.lost:
             raise PosemillError(
                 f"another run took over {self.output.uri}; this one stops, nothing is lost"
             )
+        if time.monotonic() - self._last_beat > self.stale_s:
+            raise PosemillError(
+                f"{self.output.uri} could not be reached for {self.stale_s:g} s, and another run "
+                "may have taken it over; run the same command again, nothing is lost"
+            )
+
+    def _acquire(self) -> bool:
+        """Create the lock. One that was there before was cleared: by others at the same time, too,
+        so that theirs, or this one, may be gone again at once."""
+        if not self.output.create(self.name, self._document()) and not self._is_mine():
+            return False
+        if self._cleared:
+            self._stop.wait(min(self.poll_s, _SETTLE_S))
+        return not self._cleared or self._is_mine()
 
     def _document(self) -> bytes:
         return json.dumps({**self.me, "beats": self.beats}).encode()
 
-    def _holder(self) -> str | None:
+    def _is_mine(self) -> bool:
         data = self.output.read(self.name)
-        return None if data is None else str(json.loads(data)["run"])
+        return data is not None and _parse(data)["run"] == self.me["run"]
 
     def _beat(self) -> None:
         while not self._stop.wait(self.heartbeat_s):
-            if self._holder() != self.me["run"]:
-                self.lost = True
-                return
-            self.beats += 1
-            self.output.replace(self.name, self._document())
+            # Storage that is away for a while is no reason to stop; `check` says when it is.
+            with contextlib.suppress(PosemillError):
+                if not self._is_mine():
+                    self.lost = True
+                    return
+                self.beats += 1
+                self.output.replace(self.name, self._document())
+                self._last_beat = time.monotonic()
 
     def _clear_stale(self) -> None:
         """Remove the lock if its holder is gone; raise if it is alive."""
         first = self.output.read(self.name)
         if first is None:
             return
-        holder: dict[str, Any] = json.loads(first)
-        if holder["boot"] == self.me["boot"]:
+        holder = _parse(first)
+        if holder["boot"] == self.me["boot"] and holder["process_start"]:
             if _process_start(holder["pid"]) == holder["process_start"]:
                 raise self._held_by(holder)
-            self.output.remove(self.name)
-            return
+        else:
+            self._watch(first, holder)
+        self._cleared = True
+        self.output.remove(self.name)
+
+    def _watch(self, first: bytes, holder: dict[str, Any]) -> None:
+        """Return once the lock has not changed for `stale_s`; raise if it does."""
         self.on_wait(
             f"{self.output.uri} is locked by process {holder['pid']} on {holder['host']}; "
             f"watching it for up to {self.stale_s:g} s"
@@ -117,17 +147,25 @@ class Lock:
         deadline = time.monotonic() + self.stale_s
         while time.monotonic() < deadline:
             self._stop.wait(self.poll_s)
-            if (now := self.output.read(self.name)) != first:
-                if now is None:
-                    return
-                raise self._held_by(json.loads(now))
-        self.output.remove(self.name)
+            now = self.output.read(self.name)
+            if now is None:
+                return
+            if now != first:
+                raise self._held_by(_parse(now))
 
     def _held_by(self, holder: dict[str, Any]) -> PosemillError:
         return PosemillError(
             f"{self.output.uri} is in use by another run: process {holder['pid']} on "
             f"{holder['host']}, started {holder['started']}; wait for it, or give another --output"
         )
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """A lock's document; a damaged one is of an unknown run."""
+    try:
+        return {**_UNKNOWN, **json.loads(data)}
+    except (ValueError, TypeError):
+        return _UNKNOWN
 
 
 def _boot_id() -> str:
@@ -142,7 +180,8 @@ def _boot_id() -> str:
 def _process_start(pid: int) -> str | None:
     """When a process of this machine started, in clock ticks since boot; None if it is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return text.rpartition(")")[2].split()[19]
+    is_gone = fields[0] in "ZX"
+    return None if is_gone else fields[19]

@@ -38,10 +38,11 @@ def plan_ranges(
         packets = _read_packets(container, stream, alive)
         base = stream.time_base
         missing = _missing(container, stream, packets, uri, options)
+        is_timed = packets.are_timed and not _lacks_order(container, stream, packets)
     count = len(packets.times)
     if not count:
         raise InputError("corrupt", packets.error or "the video stream holds no frames")
-    if packets.are_timed and base is not None:
+    if is_timed and base is not None:
         ranges = _cut(sorted(packets.times), packets.keyframes, largest, base, fps)
         missing = missing if fps is None else min(missing, 1)
     else:
@@ -96,6 +97,13 @@ def _read_packets(container: Any, stream: Any, alive: Callable[[], None]) -> _Pa
         # Reading the last range comes upon it again, and reports it after the good frames.
         packets.error = f"no packet can be read: {error}"
     return packets
+
+
+def _lacks_order(container: Any, stream: Any, packets: _Packets) -> bool:
+    """Whether times say when packets are decoded, not shown: H.264 with B-frames in AVI."""
+    codec = stream.codec_context
+    may_reorder = container.format.name == "avi" and codec.name in ("h264", "hevc")
+    return may_reorder and codec.has_b_frames and packets.times == sorted(packets.times)
 
 
 def _missing(

@@ -15,6 +15,7 @@ from pipeline.messages import FrameResult
 from pipeline.units import Unit
 
 _WITHOUT_KEYPOINTS = [f for f in schema.annotation_table(1) if f.name not in schema.POSE_COLUMNS]
+_LONGEST_MESSAGE = 500
 CROPS = pa.schema([*_WITHOUT_KEYPOINTS, pa.field("crop", pa.large_binary())])
 """Rows of a shard before the network has seen them; `crop` holds the person's views."""
 
@@ -63,9 +64,11 @@ class UnitRows:
 
     def add_failure(self, error: InputError) -> None:
         """The unit, or the rest of it, failed."""
+        # What a damaged file puts into a message need not be text.
+        message = str(error)[:_LONGEST_MESSAGE].encode("utf-8", "backslashreplace").decode()
         self.rows.append(
             self._common()
-            | {"status": "failed", "error_code": error.code, "error_message": str(error)[:500]}
+            | {"status": "failed", "error_code": error.code, "error_message": message}
         )
 
     def _common(self) -> dict[str, object]:

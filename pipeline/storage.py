@@ -72,7 +72,7 @@ def open_filesystem(uri: str, options: StorageOptions) -> fsspec.AbstractFileSys
     protocol = protocol_of(uri)
     try:
         return fsspec.filesystem(protocol, **options.for_protocol(protocol))
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise UsageError(f"cannot read {uri!r}: {error}") from error
 
 
@@ -81,9 +81,13 @@ def path_of(uri: str) -> str:
 
     Nothing is unescaped: `file:///a%20b` is the file `/a%20b`.
     """
-    if protocol_of(uri) == "file":
-        return os.path.abspath(uri.removeprefix("file://"))
-    return str(strip_protocol(uri))
+    match protocol_of(uri):
+        case "file":
+            return os.path.abspath(uri.removeprefix("file://"))
+        case "s3":
+            return uri.partition("://")[2].rstrip("/")
+        case _:
+            return str(strip_protocol(uri))
 
 
 def uri_of(protocol: str, path: str) -> str:
@@ -209,7 +213,7 @@ class Output:
             except FileExistsError:
                 return False
             except OSError as error:
-                code = _s3_code(error)
+                code = s3_code(error)
                 # s3fs knows only the answer of AWS, which names the condition.
                 if code in ("PreconditionFailed", "412"):
                     return False
@@ -259,7 +263,7 @@ class Output:
             raise PosemillError(f"cannot {verb} {self.uri}/{name}: {reason}") from error
 
 
-def _s3_code(error: OSError) -> str | None:
+def s3_code(error: Exception) -> str | None:
     """The error code of S3's answer behind an exception of s3fs."""
     response = getattr(error.__cause__, "response", None) or {}
     code = response.get("Error", {}).get("Code")

@@ -42,8 +42,8 @@ _SECONDS_BEFORE = (0, 2, 10, 60)
 class Range:
     """Frames with start_pts <= pts < end_pts; `frames` of them are wanted.
 
-    `start_frame` is the index of the first one. Without start_pts, frames are counted: as many as
-    are wanted from `start_frame` on.
+    `start_frame` is the index of the first one. A range without start_pts is of a video without
+    usable times: its frames are counted, as many as are wanted from `start_frame` on.
     """
 
     start_pts: int | None
@@ -135,14 +135,16 @@ def read_frames(
                 if first is None or first.pts != wanted.start_pts:
                     continue
                 frames = chain([first], frames)
-            if wanted.start_pts is None:
-                chosen = _counted(frames, wanted, damage)
-            else:
+            timed = wanted.start_pts is not None
+            if timed:
                 chosen = _timed(frames, wanted, fps, stream.time_base, damage)
+            else:
+                chosen = _counted(frames, wanted, damage)
             given = 0
             for frame, index in chosen:
                 _check_size(frame, max_pixels)
-                yield Frame(_upright(frame), index, frame.pts, frame.time)
+                times = (frame.pts, frame.time) if timed else (None, None)
+                yield Frame(_upright(frame), index, *times)
                 given += 1
         if damage:
             raise InputError("corrupt", f"{len(damage)} damaged packets, the first: {damage[0]}")

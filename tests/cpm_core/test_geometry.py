@@ -49,7 +49,7 @@ def test_where_a_point_lands(rotation, flip, expected):
     matrix = crop_matrix(np.array([100.0, 200, 20, 40]), 100, 1.25, rotation, flip)
     middle = np.array([109.5, 219.5])  # the box covers pixels 100 to 119 and 200 to 239
     np.testing.assert_allclose(transform(middle, matrix), [49.5, 49.5])
-    np.testing.assert_allclose(transform(middle + [5, 10], matrix), expected)
+    np.testing.assert_allclose(transform(middle + np.array([5, 10]), matrix), expected)
 
 
 def test_a_whole_square_picture_is_its_own_crop():

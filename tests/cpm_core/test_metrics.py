@@ -70,7 +70,7 @@ def test_pck_lsp_counts_up_to_a_fifth_of_the_torso(person, distance, correct):
 
 def test_pck_lsp_does_not_wrap_unsigned_labels(person):
     labels = person.astype(np.uint8)
-    predicted = (person + [3, 0]).astype(np.uint8)
+    predicted = (person + np.array([3, 0])).astype(np.uint8)
     assert pck_lsp(predicted, labels, LSP).total == 100
 
 
@@ -150,7 +150,7 @@ def test_without_reference_pairs_the_unit_is_the_side_of_the_box(hands):
     predicted = labels + np.array([16.0, 0])
     result = pck_lspet(predicted, labels, labelled, hands)
     assert (result.total, result.counted) == (100, 2)
-    assert pck_lspet(predicted + [0.01, 0], labels, labelled, hands).total == 0
+    assert pck_lspet(predicted + np.array([0.01, 0]), labels, labelled, hands).total == 0
 
 
 def test_nobody():

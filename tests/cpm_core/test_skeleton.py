@@ -95,9 +95,9 @@ def test_own_file(tmp_path):
 
 def test_odd_names_survive_json(tmp_path):
     path = tmp_path / "odd.yaml"
-    path.write_text(GOOD.replace("beak", "'on: \"x\" – 1'"))
+    path.write_text(GOOD.replace("beak", "'on: \"x\" ü 1'"), encoding="utf-8")
     skeleton = load_skeleton(path)
-    assert skeleton.keypoints[0] == 'on: "x" – 1'
+    assert skeleton.keypoints[0] == 'on: "x" ü 1'
     assert Skeleton.from_json(skeleton.to_json()) == skeleton
 
 
@@ -149,23 +149,23 @@ def test_bad_file_is_refused_with_file_line_and_reason(tmp_path, old, new, line,
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"\xff\xfe\x00bad", b"[" * 5000], ids=["absent", "not text", "deep"]
+    "content", [None, b"\xff\xfe\x00bad", b"[" * 2000], ids=["absent", "not text", "deep"]
 )
 def test_unreadable_file_is_refused(tmp_path, content):
     path = tmp_path / "bad.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(SkeletonError, match="bad.yaml"):
+    with pytest.raises(SkeletonError, match=r"bad\.yaml"):
         load_skeleton(path)
 
 
 def test_unknown_name_says_what_there_is():
-    with pytest.raises(SkeletonError, match="'lsp15'.*lsp14, mpii16, coco17"):
+    with pytest.raises(SkeletonError, match=r"'lsp15'.*lsp14, mpii16, coco17"):
         load_skeleton("lsp15")
 
 
 def test_unknown_keypoint_says_what_there_is():
-    with pytest.raises(SkeletonError, match="no keypoint 'tail'.*right_ankle"):
+    with pytest.raises(SkeletonError, match=r"no keypoint 'tail'.*right_ankle"):
         load_skeleton("lsp14").index("tail")
 
 

@@ -54,6 +54,7 @@ def good(model, info, tmp_path_factory):
 def test_round_trip(model, info, tmp_path, dtype, tolerance):
     path = tmp_path / "w.safetensors"
     save_weights(path, model, info, dtype)
+    assert list(tmp_path.iterdir()) == [path]
     weights = load_weights(str(path))
     assert weights.info == info
     assert weights.sha256 == file_sha256(path)
@@ -240,7 +241,7 @@ def test_a_file_that_holds_too_much_costs_no_memory(good, tmp_path):
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(path, 8 + len(text) + 4 * count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(WeightsError, match="bad.safetensors: tensor .* is missing"):
+    with pytest.raises(WeightsError, match=r"bad.safetensors: tensor .* is missing"):
         load_weights(str(path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 

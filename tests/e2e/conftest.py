@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -21,6 +23,7 @@ from cpm_core.weights import WeightsInfo, save_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Job = Callable[..., "subprocess.CompletedProcess[str]"]
+RAY = str(Path(sys.executable).parent / "ray")
 
 
 @pytest.fixture(scope="session")
@@ -65,22 +68,29 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A fresh bucket, and the environment that reaches it; yields the bucket's URI."""
-    import s3fs
-
-    for name, value in {
+@pytest.fixture(scope="session")
+def s3_settings(s3_server: str) -> Iterator[dict[str, str]]:
+    """The environment variables that reach the server, set for this process as well."""
+    values = {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
-    fs = s3fs.S3FileSystem(skip_instance_cache=True)
-    fs.mkdir(bucket)
-    yield f"s3://{bucket}"
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield values
+
+
+@pytest.fixture
+def bucket(s3_settings: dict[str, str]) -> Iterator[str]:
+    """URI of a fresh bucket."""
+    import s3fs
+
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    yield f"s3://{name}"
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -89,25 +99,101 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder URI of the kind that the test is parametrised with: local, file or s3."""
     kind = request.param
     if kind == "s3":
-        return str(request.getfixturevalue("s3_environment"))
+        return str(request.getfixturevalue("bucket"))
     return str(tmp_path / "place") if kind == "local" else f"file://{tmp_path}/place"
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture(scope="session")
+def head(
+    tmp_path_factory: pytest.TempPathFactory, s3_settings: dict[str, str]
+) -> Iterator[dict[str, str]]:
+    """A local head with token authentication; yields the environment that reaches it."""
+    folder = tmp_path_factory.mktemp("head")
+    (folder / "token").write_text("a" * 64)
+    (folder / "token").chmod(0o600)
+    environment = job_environment() | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
+    # Fixed agent ports would collide with another head's on this machine.
+    dashboard, listen, grpc, metrics = free_ports(4)
+    command = [RAY, "start", "--head", "--num-cpus=2", "--port=0"]
+    process = subprocess.Popen(
+        [
+            *command,
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={listen}",
+            f"--dashboard-agent-grpc-port={grpc}",
+            f"--metrics-export-port={metrics}",
+            "--disable-usage-stats",
+            "--block",
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    address = ""
+    for line in process.stdout:
+        if "--address='" in line:
+            address = line.split("--address='")[1].split("'")[0]
+            break
+    assert address, "ray start printed no address"
+    yield environment | {"HEAD": address, "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
+    # A terminated head drains for half a minute; its processes go with a killed one.
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
 @pytest.fixture
-def posemill() -> Job:
-    """Run the command as a user does: `posemill("annotate", …)`; returns the finished process."""
+def posemill(head: dict[str, str]) -> Job:
+    """Run the command as a user does, on the head; returns the finished process.
+
+    S3 credentials reach the cluster's workers as they would on a machine: the head is started with
+    them (see `head`).
+    """
 
     def run(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *map(str, words)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=REPOSITORY,
-            env=job_environment(),
-        )
+        return run_command(words, head | {"RAY_ADDRESS": head["HEAD"]}, timeout)
 
     return run
+
+
+@pytest.fixture
+def posemill_alone() -> Job:
+    """Run the command as a user does on a laptop, with a Ray of its own."""
+
+    def run(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return run_command(words, job_environment(), timeout)
+
+    return run
+
+
+def run_command(
+    words: Sequence[str], environment: dict[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """`posemill WORDS`, as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        env=environment,
+    )
 
 
 def job_environment() -> dict[str, str]:

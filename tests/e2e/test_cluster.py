@@ -4,48 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.e2e.conftest import REPOSITORY, job_environment
+from tests.e2e.conftest import RAY, REPOSITORY
 from tests.e2e.test_annotate import assert_accounted, read_table
-
-RAY = str(Path(sys.executable).parent / "ray")
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A local head with token authentication; yields the environment that reaches it."""
-    folder = tmp_path_factory.mktemp("head")
-    (folder / "token").write_text("a" * 64)
-    (folder / "token").chmod(0o600)
-    environment = job_environment() | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    }
-    command = [RAY, "start", "--head", "--num-cpus=2", "--port=0", "--dashboard-port=8299"]
-    process = subprocess.Popen(
-        [*command, "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    address = ""
-    for line in process.stdout:
-        if "--address='" in line:
-            address = line.split("--address='")[1].split("'")[0]
-        if "Ray runtime started" in line or (address and "--block" in line):
-            break
-    assert address, "ray start printed no address"
-    yield environment | {"HEAD": address}
-    process.terminate()
-    process.wait(timeout=60)
-    process.stdout.close()
 
 
 def test_running_cluster(
@@ -76,7 +38,7 @@ def test_ray_job_submit(
             RAY,
             "job",
             "submit",
-            "--address=http://127.0.0.1:8299",
+            f"--address={head['DASHBOARD']}",
             f"--working-dir={REPOSITORY}",
             "--",
             sys.executable,

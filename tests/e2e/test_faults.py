@@ -61,7 +61,7 @@ def wait_for_parts(output: Path, count: int, process: subprocess.Popen[str]) -> 
 
 
 def test_driver_killed_in_mid_run(
-    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
 ) -> None:
     """kill -9 of the driver: rows == unique == planned after the same command."""
     out = tmp_path / "out"
@@ -73,7 +73,7 @@ def test_driver_killed_in_mid_run(
     survived = len(list((out / "annotations").rglob("part-*.parquet")))
     assert 3 <= survived < UNITS // 4
     assert not (out / "_SUCCESS").exists()
-    result = posemill(*command)
+    result = posemill_alone(*command)
     assert result.returncode == 0, result.stderr
     table = read_table(str(out))
     assert_accounted(table, UNITS)
@@ -83,7 +83,7 @@ def test_driver_killed_in_mid_run(
 
 
 def test_ctrl_c_says_how_to_continue(
-    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
 ) -> None:
     """SIGINT to the process group, as a terminal sends it: a clean stop, then the rest."""
     out = tmp_path / "out"
@@ -96,32 +96,32 @@ def test_ctrl_c_says_how_to_continue(
     assert "run the same command again" in errors
     assert "Traceback" not in errors
     assert not (out / "_lock-1-of-1").exists()
-    assert posemill(*command).returncode == 0
+    assert posemill_alone(*command).returncode == 0
     assert_accounted(read_table(str(out)), UNITS)
 
 
 def test_two_runs_on_one_output(
-    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
 ) -> None:
     """The second one stops and names the first."""
     out = tmp_path / "out"
     command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
     with running(command) as process:
         wait_for_parts(out, 1, process)
-        second = posemill(*command)
+        second = posemill_alone(*command)
         assert second.returncode == 1
         assert f"process {process.pid}" in second.stderr
 
 
 def test_partitions_share_one_plan(
-    tmp_path: Path, many: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
 ) -> None:
     """Two drivers do half each; only the last one finds the table complete."""
     out = tmp_path / "out"
     command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "16"]
-    assert posemill(*command, "--partition", "1/2").returncode == 0
+    assert posemill_alone(*command, "--partition", "1/2").returncode == 0
     assert 0 < read_table(str(out)).num_rows < UNITS
     assert not (out / "_SUCCESS").exists()
-    assert posemill(*command, "--partition", "2/2").returncode == 0
+    assert posemill_alone(*command, "--partition", "2/2").returncode == 0
     assert_accounted(read_table(str(out)), UNITS)
     assert (out / "_SUCCESS").exists()

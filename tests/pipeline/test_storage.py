@@ -1,0 +1,267 @@
+"""URIs, listings, and outputs in which a file can be created only once: on disk and on S3."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from pipeline.errors import PosemillError, UsageError
+from pipeline.storage import (
+    Output,
+    StorageOptions,
+    open_filesystem,
+    path_of,
+    protocol_of,
+    uri_of,
+    walk,
+)
+from tests.pipeline.conftest import OPTIONS, Place
+
+ODD_NAMES = [
+    "with space.jpg",
+    "100%.jpg",
+    "a%20b.jpg",
+    "no#1.jpg",
+    "who?.jpg",
+    "a+b&c=d.jpg",
+    "ümläut-日本.jpg",
+    "[brackets]*.jpg",
+    "a:b::c.jpg",
+]
+
+
+@pytest.mark.parametrize(
+    ("uri", "protocol", "path", "in_tables"),
+    [
+        ("/a/b.jpg", "file", "/a/b.jpg", "/a/b.jpg"),
+        ("/a/../b.jpg", "file", "/b.jpg", "/b.jpg"),
+        ("file:///a/b c.jpg", "file", "/a/b c.jpg", "/a/b c.jpg"),
+        ("file:///a/b%20c.jpg", "file", "/a/b%20c.jpg", "/a/b%20c.jpg"),
+        ("b.jpg", "file", os.path.abspath("b.jpg"), os.path.abspath("b.jpg")),
+        ("s3://bucket/a/b.jpg", "s3", "bucket/a/b.jpg", "s3://bucket/a/b.jpg"),
+        ("s3a://bucket/a/b.jpg", "s3", "bucket/a/b.jpg", "s3://bucket/a/b.jpg"),
+        ("s3n://bucket/a/b.jpg", "s3", "bucket/a/b.jpg", "s3://bucket/a/b.jpg"),
+        ("s3://bucket/a//../b#?.jpg", "s3", "bucket/a//../b#?.jpg", "s3://bucket/a//../b#?.jpg"),
+        ("s3://bucket/", "s3", "bucket", "s3://bucket"),
+        ("https://h/a.jpg?x=1", "https", "https://h/a.jpg?x=1", "https://h/a.jpg?x=1"),
+        ("memory://a/b.jpg", "memory", "/a/b.jpg", "memory:///a/b.jpg"),
+    ],
+)
+def test_a_uri_has_one_name_in_tables(uri: str, protocol: str, path: str, in_tables: str) -> None:
+    assert (protocol_of(uri), path_of(uri)) == (protocol, path)
+    assert uri_of(protocol, path) == in_tables
+
+
+@pytest.mark.parametrize("uri", ["nosuch://a/b", "github://a/b", "zip://a.zip"])
+def test_a_scheme_that_cannot_be_read_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match="cannot read"):
+        open_filesystem(uri, OPTIONS)
+
+
+def test_options_reach_the_s3_file_system() -> None:
+    options = StorageOptions("http://127.0.0.1:9", anonymous=True, requester_pays=True)
+    assert options.for_protocol("s3") == {
+        "anon": True,
+        "use_listings_cache": False,
+        "endpoint_url": "http://127.0.0.1:9",
+        "requester_pays": True,
+    }
+    assert options.for_protocol("file") == {}
+
+
+def test_a_walk_is_sorted_and_passes_over_hidden_files(place: Place) -> None:
+    names = ["b.jpg", "a/2.jpg", "a/1.jpg", "a.jpg", "a/c/1.png", "z.txt"]
+    for name in [*names, ".hidden.jpg", ".cache/1.jpg", "a/.x.jpg"]:
+        place.put(name, b"x")
+    found = list(walk(place.uri, OPTIONS))
+    assert [file.uri for file in found] == [f"{place.table_uri}/{n}" for n in sorted(names)]
+    assert all(file.size == 1 and file.mtime is not None for file in found)
+    assert all((file.etag is not None) == (place.s3 is not None) for file in found)
+
+
+def test_odd_names_are_walked_and_read(place: Place) -> None:
+    expected = {place.put(f"photos/{name}", name.encode()): name for name in ODD_NAMES}
+    found = [file.uri for file in walk(f"{place.uri}/photos", OPTIONS)]
+    assert found == sorted(expected)
+    for uri in found:
+        data = open_filesystem(uri, OPTIONS).cat_file(path_of(uri))
+        assert data == expected[uri].encode()
+
+
+def test_s3_keys_that_are_no_paths_are_walked(s3_place: Place) -> None:
+    """Empty path components, and the markers that consoles make for folders."""
+    for name, data in [
+        ("p/a//b.jpg", b"1"),
+        ("p//c.jpg", b"2"),
+        ("p/d/", b""),
+        ("p/../e.jpg", b"3"),
+    ]:
+        s3_place.put(name, data)
+    found = [file.uri for file in walk(f"{s3_place.uri}/p/", OPTIONS)]
+    expected = [f"{s3_place.uri}/{name}" for name in ("p//c.jpg", "p/a//b.jpg")]
+    assert found == expected
+    data = [open_filesystem(uri, OPTIONS).cat_file(path_of(uri)) for uri in found]
+    assert data == [b"2", b"1"]
+
+
+def test_a_walk_goes_through_all_pages(s3_place: Place) -> None:
+    for i in range(7):
+        s3_place.put(f"p/{i}.jpg", b"x")
+    s3_place.put("pq/other.jpg", b"x")
+    fs = open_filesystem(s3_place.uri, OPTIONS)
+    pages = []
+
+    class Paged:
+        split_path = fs.split_path
+
+        def call_s3(self, method: str, **request: Any) -> Any:
+            pages.append(request.get("ContinuationToken"))
+            return fs.call_s3(method, **request, MaxKeys=3)
+
+    from pipeline.storage import list_bucket
+
+    names = [entry["name"] for entry in list_bucket(Paged(), path_of(f"{s3_place.uri}/p"))]
+    assert len(pages) == 3
+    assert names == [f"{path_of(s3_place.uri)}/p/{i}.jpg" for i in range(7)]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "1.jpg").write_bytes(b"x")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "folder").symlink_to(outside)
+    (root / "file.jpg").symlink_to(outside / "1.jpg")
+    (root / "broken.jpg").symlink_to(outside / "none.jpg")
+    (root / "loop").symlink_to(root)
+    found = [file.uri.removeprefix(f"{root}/") for file in walk(str(root), OPTIONS)]
+    assert found == ["broken.jpg", "file.jpg", "folder/1.jpg"]
+
+
+def test_a_file_is_created_once(place: Place) -> None:
+    output = place.output()
+    assert output.create("a/b", b"first")
+    assert not output.create("a/b", b"second")
+    assert output.read("a/b") == b"first"
+
+
+def test_of_two_that_race_to_create_a_file_one_wins(place: Place) -> None:
+    output, rounds = place.output(), 12
+    barrier = threading.Barrier(2)
+    wins: list[tuple[int, int]] = []
+
+    def race(me: int) -> None:
+        for i in range(rounds):
+            barrier.wait()
+            if output.create(f"part-{i}", bytes([me])):
+                wins.append((i, me))
+
+    threads = [threading.Thread(target=race, args=(me,)) for me in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(i for i, _ in wins) == list(range(rounds))
+    assert all(output.read(f"part-{i}") == bytes([me]) for i, me in wins)
+    assert place.names() == sorted(f"out/part-{i}" for i in range(rounds))
+
+
+def test_files_are_replaced_read_removed_and_listed(place: Place) -> None:
+    output = place.output()
+    assert output.read("x/a") is None
+    assert output.list("x") == []
+    output.replace("x/b", b"1")
+    output.replace("x/b", b"2")
+    output.replace("x/a/c", b"3")
+    output.replace("xy/other", b"4")
+    assert output.read("x/b") == b"2"
+    assert output.list("x") == ["a/c", "b"]
+    output.remove("x/b")
+    output.remove("x/b")
+    assert output.read("x/b") is None
+    assert place.names() == ["out/x/a/c", "out/xy/other"]
+
+
+def test_an_output_may_have_an_odd_name(place: Place) -> None:
+    for name in ("with space", "100%", "no#1", "who?", "ümlaut"):
+        output = place.output(name)
+        output.replace("x/a", b"1")
+        assert output.create("x/b", b"2")
+        assert (output.uri, output.list("x")) == (f"{place.table_uri}/{name}", ["a", "b"])
+
+
+@pytest.mark.parametrize("uri", ["gs://b/x", "memory://x", "https://h/x", "abfs://c/x"])
+def test_an_output_without_conditional_creation_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match="only local folders and s3:// are supported"):
+        Output(uri, OPTIONS)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PosemillError, match=r"cannot write .*/out/part: .*No space left"):
+        Output(f"{tmp_path}/out", OPTIONS).create("part", b"x")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(PosemillError, match=r"cannot write .*/out/a"):
+        Output(f"{tmp_path}/out", OPTIONS).create("a", b"x")
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3: Any) -> None:
+    with pytest.raises(PosemillError, match=r"cannot write s3://no-such-bucket-1/a: .*bucket"):
+        Output("s3://no-such-bucket-1", OPTIONS).create("a", b"x")
+
+
+def answer(code: str) -> OSError:
+    """What s3fs makes of an error code that it has no exception of its own for."""
+    error = OSError(code)
+    error.__cause__ = ClientError({"Error": {"Code": code}}, "PutObject")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("answers", "created"),
+    [
+        pytest.param([None], True, id="created"),
+        pytest.param([FileExistsError()], False, id="there already (AWS)"),
+        pytest.param([answer("PreconditionFailed")], False, id="there already (MinIO and others)"),
+        pytest.param(
+            [answer("ConditionalRequestConflict"), None], True, id="conflict, then created"
+        ),
+        pytest.param(
+            [answer("ConditionalRequestConflict"), FileExistsError()], False, id="conflict, lost"
+        ),
+        pytest.param([answer("SlowDown")], None, id="another failure"),
+        pytest.param([answer("409")] * 9, None, id="conflicts without end"),
+    ],
+)
+def test_the_answers_of_s3_to_a_creation(
+    answers: list[Exception | None],
+    created: bool | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = Output("s3://bucket/out", OPTIONS)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+    class S3:
+        def pipe_file(self, path: str, data: bytes, mode: str, chunksize: int) -> None:
+            if (error := answers.pop(0)) is not None:
+                raise error
+
+    output.fs = S3()
+    if created is None:
+        with pytest.raises(PosemillError, match="cannot write"):
+            output.create("a", b"x")
+    else:
+        assert output.create("a", b"x") is created
