@@ -89,9 +89,9 @@ class Estimator:
     def estimate_stages(
         self, picture: NDArray[np.uint8], boxes: NDArray[np.floating]
     ) -> NDArray[np.float32]:
-        """As `estimate`, after every stage: (T, N, K, 3). For few people; it does not batch."""
+        """As `estimate`, after every stage: (T, N, K, 3)."""
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-        stages = self._run(self.cropper.cut(picture, boxes), every_stage=True)
+        stages = self._batches(self.cropper.cut(picture, boxes), every_stage=True)
         height, width = picture.shape[:2]
         return np.stack([self.cropper.to_picture(s, boxes, width, height) for s in stages])
 
@@ -108,12 +108,18 @@ class Estimator:
                 f"expected uint8 crops (N, {', '.join(map(str, expected))}), "
                 f"got {crops.dtype} {crops.shape}"
             )
-        results = [np.empty((0, len(self.info.skeleton), 3), np.float32)]
+        (keypoints,) = self._batches(crops)
+        return keypoints  # type: ignore[no-any-return]
+
+    def _batches(self, crops: NDArray[np.uint8], every_stage: bool = False) -> NDArray[np.float32]:
+        """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
+        stages = self.info.config.stages if every_stage else 1
+        results = [np.empty((stages, 0, len(self.info.skeleton), 3), np.float32)]
         start = 0
         while start < len(crops):
             batch = crops[start : start + self.largest_batch]
             try:
-                results.append(self._run(batch)[0])
+                results.append(self._run(batch, every_stage))
                 start += len(batch)
             except torch.cuda.OutOfMemoryError:
                 if self.largest_batch == 1:
@@ -121,11 +127,10 @@ class Estimator:
                 self.largest_batch //= 2
                 torch.cuda.empty_cache()
                 log.warning("GPU memory is short: going on with batches of %d", self.largest_batch)
-        return np.concatenate(results)
+        return np.concatenate(results, axis=1)
 
     @torch.inference_mode()
-    def _run(self, crops: NDArray[np.uint8], every_stage: bool = False) -> NDArray[np.float32]:
-        """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
+    def _run(self, crops: NDArray[np.uint8], every_stage: bool) -> NDArray[np.float32]:
         images = torch.from_numpy(self._padded(crops))
         if self.device.type == "cuda":
             images = images.pin_memory().to(self.device, non_blocking=True)

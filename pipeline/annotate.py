@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import BotoCoreError
+
 from cpm_core.errors import CpmError
 from cpm_core.weights import load_weights
 from pipeline import schema
@@ -50,7 +52,14 @@ class Report:
 
 def annotate(settings: AnnotateSettings, reporter: Reporter) -> Report:
     """Run the job. Raises PosemillError when it cannot finish; the same call continues it."""
-    return Run(settings, reporter).go()
+    try:
+        return Run(settings, reporter).go()
+    except (OSError, BotoCoreError) as error:
+        raise PosemillError(
+            f"the storage fails: {error or type(error).__name__}; check that "
+            f"{settings.output} can be written, the inputs can be listed and the credentials "
+            "are right, then run the same command again"
+        ) from error
 
 
 class Run:

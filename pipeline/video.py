@@ -35,6 +35,8 @@ _BLOCK = 4 << 20
 _THREADS = 4
 # Playlists and the like, which would make FFmpeg open other files, are not among them.
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
+# MPEG program streams have a time for some frames only; after a seek, others come out.
+_WRONG_TIMES_AFTER_SEEK = ("mpeg",)
 _SECONDS_BEFORE = (0, 2, 10, 60)
 
 
@@ -125,72 +127,81 @@ def read_frames(
     `alive` is called for every packet and frame that is passed. After the last good frame, raises
     InputError `corrupt` if packets were damaged or frames are missing.
     """
-    for before in _places_to_start(wanted):
-        damage: list[str] = []
-        with opened(uri, options) as container:
-            stream = video_stream(container)
-            frames = _decoded(container, stream, wanted.start_pts, before, damage, alive)
-            if before is not None:
-                first = next(frames, None)
-                if first is None or first.pts != wanted.start_pts:
-                    continue
-                frames = chain([first], frames)
-            timed = wanted.start_pts is not None
-            if timed:
-                chosen = _timed(frames, wanted, fps, stream.time_base, damage)
-            else:
-                chosen = _counted(frames, wanted, damage)
-            given = 0
-            for frame, index in chosen:
-                _check_size(frame, max_pixels)
-                times = (frame.pts, frame.time) if timed else (None, None)
-                yield Frame(_upright(frame), index, *times)
-                given += 1
-        if damage:
-            raise InputError("corrupt", f"{len(damage)} damaged packets, the first: {damage[0]}")
-        if given < wanted.frames:
-            raise InputError("corrupt", f"only {given} of {wanted.frames} frames can be decoded")
-        return
+    damage: list[str] = []
+    with contextlib.ExitStack() as stack:
+        container = stack.enter_context(opened(uri, options))
+        stream = video_stream(container)
+        frames = None
+        if wanted.start_pts is not None and wanted.start_frame:
+            frames = _after_seek(container, stream, wanted.start_pts, damage, alive)
+            if frames is None:
+                stack.close()
+                damage.clear()
+                container = stack.enter_context(opened(uri, options))
+                stream = video_stream(container)
+        if frames is None:
+            frames = _decoded(container, stream, wanted.start_pts, damage, alive)
+        timed = wanted.start_pts is not None
+        if timed:
+            chosen = _timed(frames, wanted, fps, stream.time_base, damage)
+        else:
+            chosen = _counted(frames, wanted, damage)
+        given = 0
+        for frame, index in chosen:
+            _check_size(frame, max_pixels)
+            times = (frame.pts, frame.time) if timed else (None, None)
+            yield Frame(_upright(frame), index, *times)
+            given += 1
+    if damage:
+        raise InputError("corrupt", f"{len(damage)} damaged packets, the first: {damage[0]}")
+    if given < wanted.frames:
+        raise InputError("corrupt", f"only {given} of {wanted.frames} frames can be decoded")
 
 
-def _places_to_start(wanted: Range) -> tuple[int | None, ...]:
-    """Seconds before the range at which to start decoding, in the order they are tried; None is the
-    start of the file.
+def _after_seek(
+    container: Any, stream: Any, start_pts: int, damage: list[str], alive: Callable[[], None]
+) -> Iterator[av.VideoFrame] | None:
+    """Frames from exactly `start_pts` on, without decoding all before; None where that fails.
 
-    Some containers (MPEG, FLV, AVI) seek past the keyframe that a frame needs.
+    Some containers (MPEG-TS, FLV, AVI) seek past the keyframe that a frame needs, so more is tried.
     """
-    if wanted.start_pts is None or not wanted.start_frame:
-        return (None,)
-    return (*_SECONDS_BEFORE, None)
+    if container.format.name in _WRONG_TIMES_AFTER_SEEK:
+        return None
+    for seconds in _SECONDS_BEFORE:
+        damage.clear()
+        try:
+            container.seek(start_pts - int(seconds / stream.time_base), stream=stream)
+        except av.FFmpegError:
+            return None
+        frames = _decoded(container, stream, start_pts, damage, alive, from_keyframe=True)
+        first = next(frames, None)
+        if first is not None and first.pts == start_pts:
+            return chain([first], frames)
+    return None
 
 
 def _decoded(
     container: Any,
     stream: Any,
     start_pts: int | None,
-    before: int | None,
     damage: list[str],
     alive: Callable[[], None],
+    from_keyframe: bool = False,
 ) -> Iterator[av.VideoFrame]:
     """Frames from `start_pts` on, in order; what cannot be decoded is noted in `damage`.
 
-    Gives nothing if there is no keyframe between the place to start and `start_pts`.
+    With `from_keyframe`, decoding begins at the first keyframe that is read, and gives nothing if
+    that is after `start_pts`.
     """
-    needs_keyframe = before is not None
-    if before is not None:
-        assert start_pts is not None
-        try:
-            container.seek(start_pts - int(before / stream.time_base), stream=stream)
-        except av.FFmpegError:
-            return
     for packet in _packets(container, stream, damage):
         alive()
-        if needs_keyframe and packet is not None:
+        if from_keyframe and packet is not None:
+            assert start_pts is not None
             if not packet.is_keyframe:
                 continue
             if packet.pts is None or packet.pts > start_pts:
                 return
-            needs_keyframe = False
+            from_keyframe = False
         try:
             frames = stream.decode(packet)
         except MemoryError:

@@ -66,6 +66,20 @@ def test_options_agree_on_what_is_plain_to_see(finder, dots_picture, options, to
     assert np.abs(found[..., :2] - plain[..., :2]).max() <= tolerance
 
 
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (0.8, 1.0)}], ids=str)
+def test_stages(finder, dots_picture, options):
+    """Stage 1 of this network finds both hands at the red dot, stage 2 moves them apart."""
+    estimator, box = finder(**options), [[0, 0, 64, 64]]
+    picture = dots_picture((31.5, 23.5), (39.5, 47.5))
+    stages = estimator.estimate_stages(picture, box * 11)
+    assert stages.shape == (2, 11, 3, 3)
+    np.testing.assert_allclose(stages[1], estimator.estimate(picture, box * 11), atol=1e-3)
+    assert np.abs(stages[0, :, :2, :2] - [31.5, 23.5]).max() < 5
+    assert np.abs(stages[1, :, 0, :2] - [47.5, 23.5]).max() < 5
+    assert np.abs(stages[1, :, 1, :2] - [15.5, 23.5]).max() < 5
+    assert estimator.estimate_stages(picture, []).shape == (2, 0, 3, 3)
+
+
 def test_refinement_none_gives_cell_centres(finder, dots_picture):
     found = finder(refinement="none").estimate(dots_picture((30, 22), (37, 50)), [[0, 0, 64, 64]])
     assert ((found[..., :2] - 3.5) % 8 == 0).all()
@@ -178,11 +192,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(finder, dots_picture, monkey
     expected = estimator.estimate_crops(crops)
     sizes, run = [], estimator._run
 
-    def short_of_memory(batch):
+    def short_of_memory(batch, every_stage):
         sizes.append(len(batch))
         if len(batch) > 3:
             raise torch.cuda.OutOfMemoryError("no")
-        return run(batch)
+        return run(batch, every_stage)
 
     monkeypatch.setattr(estimator, "_run", short_of_memory)
     np.testing.assert_allclose(estimator.estimate_crops(crops), expected, atol=1e-3)
@@ -196,7 +210,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(finder, dots_picture, monkey
 def test_memory_that_is_too_small_for_one_crop_is_an_error(finder, monkeypatch):
     estimator = finder()
 
-    def no_memory(batch):
+    def no_memory(batch, every_stage):
         raise torch.cuda.OutOfMemoryError("no")
 
     monkeypatch.setattr(estimator, "_run", no_memory)

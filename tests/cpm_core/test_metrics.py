@@ -69,9 +69,11 @@ def test_pck_lsp_counts_up_to_a_fifth_of_the_torso(person, distance, correct):
 
 
 def test_pck_lsp_does_not_wrap_unsigned_labels(person):
-    labels = person.astype(np.uint8)
-    predicted = (person + np.array([3, 0])).astype(np.uint8)
+    # The shoulder is left of the hip, and what is predicted is left of the labels.
+    labels = (140 - person).astype(np.uint8)
+    predicted = labels - np.array([3, 0], np.uint8)
     assert pck_lsp(predicted, labels, LSP).total == 100
+    assert pck_lspet(predicted, labels, labelled_but(), LSP).total == 100
 
 
 def labelled_but(*names):

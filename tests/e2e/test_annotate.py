@@ -209,6 +209,19 @@ def test_too_many_failures_stop_the_run(tmp_path: Path, posemill: Job, tiny_weig
     assert "--max-failures" in result.stderr
 
 
+@pytest.mark.parametrize("output", ["s3://no-such-bucket-here/out", "/proc/out", "FILE/out"])
+def test_output_that_cannot_be_written(
+    output: str, tmp_path: Path, photos: Path, bucket: str, posemill: Job, tiny_weights: str
+) -> None:
+    """One line that names the output, before anything is done."""
+    (tmp_path / "file").write_text("in the way")
+    output = output.replace("FILE", str(tmp_path / "file"))
+    result = posemill("annotate", str(photos), output, "--weights", tiny_weights)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert output in result.stderr
+
+
 def test_dry_run_writes_nothing(
     tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
 ) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.conftest import RAY, REPOSITORY
+from tests.e2e.conftest import RAY, REPOSITORY, job_environment
 from tests.e2e.test_annotate import assert_accounted, read_table
 
 
@@ -74,3 +74,24 @@ def test_wrong_token_is_told(
     )
     assert result.returncode == 1
     assert "token" in result.stderr.splitlines()[-1]
+
+
+def test_one_cpu_is_enough(tmp_path: Path, photos: Path, tiny_weights: str) -> None:
+    """A Ray of one CPU runs the whole graph."""
+    script = (
+        "import ray, sys\n"
+        "from jobs.cli import main\n"
+        "ray.init(address='local', num_cpus=1, include_dashboard=False)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    out = str(tmp_path / "out")
+    result = subprocess.run(
+        [sys.executable, "-c", script, "annotate", str(photos), out, "--weights", tiny_weights],
+        env=job_environment(),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert_accounted(read_table(out), 40)

@@ -108,6 +108,8 @@ def test_two_runs_on_one_output(
     command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
     with running(command) as process:
         wait_for_parts(out, 1, process)
+        # Held still, so that it cannot finish before the second one looks.
+        process.send_signal(signal.SIGSTOP)
         second = posemill_alone(*command)
         assert second.returncode == 1
         assert f"process {process.pid}" in second.stderr

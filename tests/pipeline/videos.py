@@ -22,16 +22,30 @@ def write_video(
     times_ms: list[int] | None = None,
     faststart: bool = False,
     rotation: int = 0,
+    noisy: bool = False,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """A video at 25 frames per second, or with the given times. Frame i has a column of its own."""
+    """A video at 25 frames per second, or with the given times. Frame i has a column of its own.
+
+    With `noisy`, frames are large against the headers, as in real files.
+    """
+    noise = np.random.default_rng(0).integers(
+        0, 60 if noisy else 1, (frames, SIZE[1], SIZE[0], 3), np.uint8
+    )
+    quality = {"b": "2000000"} if noisy else {}
     x264 = {"x264-params": "scenecut=0:open-gop=1"} if codec == "libx264" else {}
     muxing = {"movflags": "faststart"} if faststart else {}
     with av.open(str(path), "w", options=muxing) as container:
         stream: Any = container.add_stream(
             codec,
             rate=25,
-            options={"g": str(keyframe_every), "bf": str(b_frames), **x264, **(options or {})},
+            options={
+                "g": str(keyframe_every),
+                "bf": str(b_frames),
+                **x264,
+                **quality,
+                **(options or {}),
+            },
         )
         stream.width, stream.height = SIZE
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -40,7 +54,7 @@ def write_video(
         if rotation:
             stream.set_display_rotation(rotation)
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(drawing(i), "rgb24")
+            frame = av.VideoFrame.from_ndarray(drawing(i) + noise[i], "rgb24")
             frame.pts = i if times_ms is None else times_ms[i]
             frame.time_base = Fraction(1, 25 if times_ms is None else 1000)
             container.mux(stream.encode(frame))
@@ -51,8 +65,8 @@ def write_video(
 def drawing(i: int) -> NDArray[np.uint8]:
     """The picture of frame i: red in the top left corner, and a bar that moves."""
     picture = np.full((SIZE[1], SIZE[0], 3), 40, np.uint8)
-    picture[:, i % SIZE[0]] = 250
-    picture[:12, :16] = (250, 0, 0)
+    picture[:, i % SIZE[0]] = 190
+    picture[:12, :16] = (190, 0, 0)
     return picture
 
 

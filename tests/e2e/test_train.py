@@ -1,0 +1,75 @@
+"""Train, continue, evaluate, annotate: the whole way from labelled pictures to a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cpm_core.skeleton import load_skeleton
+from cpm_core.weights import load_weights
+from tests.e2e.conftest import Job, draw_figure
+from tests.e2e.test_annotate import read_table
+
+PEOPLE = 48
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A folder of labelled figures in the JSON form that `posemill import` reads."""
+    folder = tmp_path / "labelled"
+    (folder / "images").mkdir(parents=True)
+    skeleton = load_skeleton("lsp14")
+    rng = np.random.default_rng(0)
+    images = []
+    for i in range(PEOPLE):
+        cv2.imwrite(str(folder / "images" / f"{i}.jpg"), draw_figure(i))
+        points = np.column_stack([rng.uniform([5, 5], [90, 120], (14, 2)), np.ones(14)])
+        images.append({"file": f"{i}.jpg", "keypoints": points.tolist()})
+    document = {"split": "train", "joint_names": list(skeleton.keypoints), "images": images}
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, posemill: Job) -> None:
+    """A run of one epoch, continued to two, gives weights that evaluate and annotate read."""
+    samples, runs = tmp_path / "samples.parquet", tmp_path / "runs"
+    imported = posemill("import", str(labelled), str(samples), "--tune-share", "0.2")
+    assert imported.returncode == 0, imported.stderr
+    assert f"{PEOPLE} samples" in imported.stdout
+
+    command = ["train", "--samples", str(samples), "--output", str(runs), "--name", "tiny"]
+    command += ["--batch-size", "8", "--phases", "0:64", "--threads", "1", "--licence", "mine"]
+    first = posemill(*command, "--epochs", "1")
+    assert first.returncode == 0, first.stderr[-3000:]
+    once = load_weights(str(runs / "tiny" / "tiny.safetensors"))
+    second = posemill(*command, "--epochs", "2")
+    assert second.returncode == 0, second.stderr[-3000:]
+    twice = load_weights(str(runs / "tiny" / "tiny.safetensors"))
+    assert once.sha256 != twice.sha256
+    assert twice.info.licence == "mine"
+    assert len(list((runs / "tiny").glob("checkpoint_*"))) == 2
+
+    weights = str(runs / "tiny" / "tiny.safetensors")
+    measured = posemill("evaluate", "--samples", str(samples), "--weights", weights)
+    assert measured.returncode == 0, measured.stderr
+    assert f"PCK over {PEOPLE} people" in measured.stdout
+    annotated = posemill(
+        "annotate", str(photos), str(tmp_path / "out"), "--weights", weights, "--limit", "5"
+    )
+    assert annotated.returncode == 0, annotated.stderr
+    metadata = json.loads(read_table(str(tmp_path / "out")).schema.metadata[b"posemill"])
+    assert metadata["model"] == {"name": "tiny", "weights_sha256": twice.sha256}
+
+
+def test_unusable_samples_are_told(tmp_path: Path, photos: Path, posemill: Job) -> None:
+    """One line that says what is missing."""
+    result = posemill("import", str(photos), str(tmp_path / "samples.parquet"))
+    assert result.returncode == 2
+    assert "annotations.json" in result.stderr
+    result = posemill("evaluate", "--samples", str(tmp_path / "none.parquet"))
+    assert result.returncode == 2
+    assert "posemill import" in result.stderr

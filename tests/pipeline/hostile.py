@@ -1,0 +1,49 @@
+"""What decoder processes do on purpose in tests: imported there as `sitecustomize`.
+
+A picture file that starts with one of these words makes its decoder misbehave.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from pipeline import pictures
+from pipeline.errors import InputError
+
+_real = pictures.decode_picture
+
+
+def decode_picture(data: bytes, max_pixels: int) -> Any:
+    word = data[:16].partition(b" ")[0].decode("ascii", "replace")
+    if word == "ABORT":
+        os.abort()
+    if word == "EXIT":
+        os._exit(3)
+    if word == "KILL":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "HANG":
+        time.sleep(1000)
+    if word == "SPIN":
+        # One bytecode that never ends and holds the interpreter.
+        9 ** (9**9)
+    if word == "HUNGRY":
+        return np.ones((1 << 10, 1 << 20, 3), np.uint8)
+    if word == "RAISE":
+        raise RuntimeError("a surprise")
+    if word == "REFUSE":
+        raise InputError("corrupt", "\udce9 is not text")
+    if word == "NOISE":
+        print("noise on standard output", flush=True)
+        os.write(1, b"more noise\n")
+        print("and on standard error", file=sys.stderr, flush=True)
+        return np.full((8, 8, 3), 7, np.uint8)
+    return _real(data, max_pixels)
+
+
+pictures.decode_picture = decode_picture
