@@ -108,8 +108,8 @@ class Estimator:
                 f"expected uint8 crops (N, {', '.join(map(str, expected))}), "
                 f"got {crops.dtype} {crops.shape}"
             )
-        (keypoints,) = self._batches(crops)
-        return keypoints  # type: ignore[no-any-return]
+        keypoints: NDArray[np.float32] = self._batches(crops)[0]
+        return keypoints
 
     def _batches(self, crops: NDArray[np.uint8], every_stage: bool = False) -> NDArray[np.float32]:
         """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""

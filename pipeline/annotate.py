@@ -23,7 +23,7 @@ from pipeline import schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError, UsageError
-from pipeline.inputs import Passed, Selection, boxes_by_uri, expand, read_table
+from pipeline.inputs import Passed, Selection, boxes_by_uri, check, expand, read_table
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest, ShardRef
 from pipeline.messages import DecoderConfig
@@ -88,6 +88,7 @@ class Run:
 
     def go(self) -> Report:
         """Plan and annotate, or only print the plan."""
+        check(self.settings.input, self.storage)
         if self.settings.dry_run:
             self._check_fingerprint()
             self._plan(write=False)

@@ -23,7 +23,7 @@ FOLDER = "annotations"
 SUCCESS = "_SUCCESS"
 _SHARDS_PER_FOLDER = 10_000
 _SUMMARY_KEY = b"posemill.summary"
-_PART = re.compile(r"(?:^|/)part-(\d{9})\.parquet$")
+_PART = re.compile(r"/part-(\d{9})\.parquet$")
 _READERS = 16
 
 
@@ -47,9 +47,10 @@ def done_shards(output: Output, among: set[int] | None = None) -> set[int]:
     folders = [FOLDER]
     if among is not None:
         folders = sorted({os.path.dirname(part_name(shard)) for shard in among})
-    names = (name for folder in folders for name in output.list(folder))
-    found = (_PART.search(name) for name in names)
-    done = {int(match.group(1)) for match in found if match}
+    paths = (f"{folder}/{name}" for folder in folders for name in output.list(folder))
+    found = (_PART.search(path) for path in paths)
+    # A copy in another folder is no part.
+    done = {int(m[1]) for m in found if m and part_name(int(m[1])) == m.string}
     return done if among is None else done & among
 
 

@@ -113,7 +113,8 @@ class Decoder:
         An idle process may be killed when the machine runs out of memory, which is not the next
         unit's fault. And after a unit that was left in mid-answer, the rest of it is in the pipe.
         """
-        if self._busy or (self._process is not None and self._process.poll() is not None):
+        # What is idle has nothing to say: if it can be read, it is the end of the pipe.
+        if self._busy or (self._connection is not None and self._connection.poll()):
             self.close()
         return self._connection or self._start()
 

@@ -80,6 +80,12 @@ def expand(
                 yield Input(item.uri, item.kind, item.size, item.etag, item.mtime, given)
 
 
+def check(inputs: Iterable[str], options: StorageOptions) -> None:
+    """Look at the first thing that each input names; UsageError for one that is not there."""
+    for name in inputs:
+        next(_expand_one(name, options, Passed()), None)
+
+
 def _expand_one(name: str, options: StorageOptions, passed: Passed) -> Iterator[Input]:
     fs, path, protocol = open_filesystem(name, options), path_of(name), protocol_of(name)
     try:

@@ -105,8 +105,8 @@ def _crop_column(table: pa.Table, data: bytes) -> pa.Array:
 
 def crops_of(table: pa.Table, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """All crops of a `crops_table` as one array (N, *shape), without a copy."""
-    column = table["crop"].combine_chunks()
-    chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    column = table["crop"]
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     buffer = chunk.buffers()[2]
     if buffer is None or not buffer.size:
         return np.empty((0, *shape), np.uint8)

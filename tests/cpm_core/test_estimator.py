@@ -48,7 +48,6 @@ def test_keypoints_are_in_pixels_of_the_picture(finder, dots_picture):
     [
         ({"flip": True}, 0.01),
         ({"scales": (1.0, 1.0)}, 0.01),
-        ({"scales": (0.8, 1.0, 1.25)}, 4),
         ({"flip": True, "scales": RELEASE_SCALES}, 4),
         ({"precision": "bf16"}, 1),
         ({"precision": "fp32"}, 0),
@@ -64,6 +63,16 @@ def test_options_agree_on_what_is_plain_to_see(finder, dots_picture, options, to
     plain = finder().estimate(picture, box)
     found = finder(**options).estimate(picture, box)
     assert np.abs(found[..., :2] - plain[..., :2]).max() <= tolerance
+
+
+@pytest.mark.parametrize("scale", [0.7, 0.85, 1.15, 1.3])
+def test_keypoints_of_any_view_are_in_pixels_of_the_base_crop(finder, dots_picture, scale):
+    picture = dots_picture((31.5, 20), (47, 50))
+    left, right, head = finder(scales=(scale,)).estimate(picture, [[0, 0, 64, 64]])[0]
+    # The network sets the hands 16 px of the view apart from the dot.
+    assert np.abs(head[:2] - [47, 50]).max() < 5
+    assert np.abs(left[:2] - [31.5 + 16 / scale, 20]).max() < 5
+    assert np.abs(right[:2] - [31.5 - 16 / scale, 20]).max() < 5
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (0.8, 1.0)}], ids=str)

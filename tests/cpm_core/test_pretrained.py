@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from cpm_core.errors import WeightsError
 from cpm_core.lite import LiteTrunk
 from cpm_core.pretrained import load_efficientnet_lite0
 
-# EfficientNet-Lite0's blocks: kernel, expansion, inputs, outputs.
+# EfficientNet-Lite0's blocks: kernel, expansion, inputs, outputs; STRIDED ones halve the grid.
 BLOCKS = [
     (3, 1, 32, 16),
     (3, 6, 16, 24),
@@ -24,6 +27,7 @@ BLOCKS = [
     (5, 6, 192, 192),
     (3, 6, 192, 320),
 ]
+STRIDED = (1, 3, 5, 11)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +36,11 @@ def published():
     state = {}
 
     def conv(name, *shape):
-        state[f"{name}.weight"] = torch.randn(shape)
+        state[f"{name}.weight"] = torch.randn(shape) / math.prod(shape[1:]) ** 0.5
 
     def norm(name, channels):
         for kind in ("weight", "bias", "running_mean", "running_var"):
-            state[f"{name}.{kind}"] = torch.rand(channels)
+            state[f"{name}.{kind}"] = 0.5 + torch.rand(channels)
         state[f"{name}.num_batches_tracked"] = torch.tensor(7)
 
     conv("_conv_stem", 32, 3, 3, 3)
@@ -82,6 +86,41 @@ def test_published_tensors_arrive(published, tmp_path):
             assert any(torch.equal(value, other) for other in published.values()), name
     for name, value in trunk.lateral.state_dict().items():
         assert torch.equal(value, lateral[name])
+
+
+def test_the_trunk_is_efficientnet_lite0(published, tmp_path):
+    """Its features at strides 8, 16 and 32, computed from the published tensors one by one."""
+
+    def conv_bn(x, conv, norm, stride=1, relu6=True):
+        weight = published[f"{conv}.weight"]
+        groups = x.shape[1] // weight.shape[1]
+        y = F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=groups)
+        kinds = ("running_mean", "running_var", "weight", "bias")
+        y = F.batch_norm(y, *(published[f"{norm}.{kind}"] for kind in kinds), eps=1e-3)
+        return F.relu6(y) if relu6 else y
+
+    image = torch.randn(2, 3, 64, 64)
+    x = conv_bn(image, "_conv_stem", "_bn0", stride=2)
+    outputs = []
+    for i, (_, expansion, inputs, channels) in enumerate(BLOCKS[:15]):
+        stride, name = 1 + (i in STRIDED), f"_blocks.{i}"
+        y = conv_bn(x, f"{name}._expand_conv", f"{name}._bn0") if expansion > 1 else x
+        y = conv_bn(y, f"{name}._depthwise_conv", f"{name}._bn1", stride)
+        y = conv_bn(y, f"{name}._project_conv", f"{name}._bn2", relu6=False)
+        x = x + y if stride == 1 and inputs == channels else y
+        outputs.append(x)
+    fine, middle, coarse = outputs[4], outputs[10], outputs[14]
+    assert [y.shape[1:] for y in (fine, middle, coarse)] == [(40, 8, 8), (112, 4, 4), (192, 2, 2)]
+
+    path = tmp_path / "lite0.pth"
+    torch.save(published, path)
+    trunk = LiteTrunk().eval()
+    load_efficientnet_lite0(trunk, path)
+    with torch.no_grad():
+        sums = trunk.lateral[2](coarse)
+        for lateral, features in ((trunk.lateral[1], middle), (trunk.lateral[0], fine)):
+            sums = F.interpolate(sums, scale_factor=2, mode="bilinear") + lateral(features)
+        torch.testing.assert_close(trunk(image), F.relu(sums), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

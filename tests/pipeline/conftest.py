@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
+from botocore.session import Session
 from s3fs import S3FileSystem
 
 from pipeline.storage import Output, StorageOptions
@@ -66,7 +66,7 @@ def moto_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A boto3 client of the test server, which the environment points at, too."""
+    """A botocore client of the test server, which the environment points at, too."""
     for name, value in {
         "AWS_ENDPOINT_URL": moto_endpoint,
         "AWS_ACCESS_KEY_ID": "test",
@@ -74,7 +74,7 @@ def s3(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    return boto3.client("s3")
+    return Session().create_client("s3")
 
 
 @pytest.fixture(params=["path", "file", "s3"])

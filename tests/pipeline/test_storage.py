@@ -105,8 +105,8 @@ def test_s3_keys_that_are_no_paths_are_walked(s3_place: Place) -> None:
     found = [file.uri for file in walk(f"{s3_place.uri}/p/", OPTIONS)]
     expected = [f"{s3_place.uri}/{name}" for name in ("p//c.jpg", "p/a//b.jpg")]
     assert found == expected
-    data = [open_filesystem(uri, OPTIONS).cat_file(path_of(uri)) for uri in found]
-    assert data == [b"2", b"1"]
+    contents = [open_filesystem(uri, OPTIONS).cat_file(path_of(uri)) for uri in found]
+    assert contents == [b"2", b"1"]
 
 
 def test_a_walk_goes_through_all_pages(s3_place: Place) -> None:

@@ -73,7 +73,8 @@ def drawing(i: int) -> NDArray[np.uint8]:
 def decode_all(path: Path) -> list[tuple[int | None, NDArray[np.uint8]]]:
     """Time and picture of all frames, decoded in one go without the code under test."""
     with av.open(str(path)) as container:
-        return [(f.pts, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+        frames = container.decode(video=0)
+        return [(f.pts, np.asarray(f.to_ndarray(format="rgb24"), np.uint8)) for f in frames]
 
 
 def write_audio(path: Path) -> Path:
