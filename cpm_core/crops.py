@@ -30,7 +30,21 @@ class Cropper:
             raise ConfigError(f"scales are {self.scales}; choose one or more from 0.1 to 10")
 
     def cut(self, picture: NDArray[np.uint8], boxes: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """(N, V, size, size, 3) crops of an RGB picture (H, W, 3) for boxes (N, 4)."""
+        """(N, V, size, size, 3) crops of an RGB picture (H, W, 3) for boxes (N, 4).
+
+        Raises ValueError for another kind of picture, other shapes and unusable boxes.
+        """
+        if (
+            picture.ndim != 3
+            or picture.shape[2] != 3
+            or picture.dtype != np.uint8
+            or not picture.size
+        ):
+            raise ValueError(
+                f"expected a uint8 RGB picture (H, W, 3), got {picture.dtype} {picture.shape}"
+            )
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"expected boxes (N, 4: x, y, w, h), got {boxes.shape}")
         crops = np.empty((len(boxes), len(self.scales), self.size, self.size, 3), np.uint8)
         for n, box in enumerate(boxes):
             for v, scale in enumerate(self.scales):

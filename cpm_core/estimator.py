@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from cpm_core.crops import Cropper
 from cpm_core.decode import Refinement, decode, flip_back, resample
+from cpm_core.errors import ConfigError
 from cpm_core.lite import fold_batch_norm
 from cpm_core.weights import Weights, load_weights
 
@@ -27,7 +29,7 @@ _CPU_BATCH = 8
 
 
 def load(
-    name_or_path: str = "cpm-lite",
+    name_or_path: str | Path = "cpm-lite",
     device: str | None = None,
     precision: Precision = "auto",
     flip: bool = False,
@@ -40,7 +42,7 @@ def load(
     `device` defaults to the GPU if there is one; `auto` precision is bf16 there and fp32 on a CPU.
     `flip` and `scales` average the belief maps over mirrored and over resized views (the release
     does the latter, with RELEASE_SCALES). `box_factor` overrides the one in the weights. Raises
-    WeightsError, or ConfigError for unusable scales or box factor.
+    WeightsError, or ConfigError for an unusable option.
     """
     return Estimator(
         load_weights(name_or_path), device, precision, flip, scales, refinement, box_factor
@@ -60,6 +62,10 @@ class Estimator:
         refinement: Refinement = "gaussian",
         box_factor: float | None = None,
     ) -> None:
+        for given, allowed in ((precision, Precision), (refinement, Refinement)):
+            if given not in get_args(allowed):
+                choices = ", ".join(get_args(allowed))
+                raise ConfigError(f"{given!r} is not one of {choices}")
         self.info = weights.info
         self.sha256 = weights.sha256
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -73,24 +79,21 @@ class Estimator:
         model = fold_batch_norm(weights.model()).to(self.device)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def estimate(
-        self, picture: NDArray[np.uint8], boxes: NDArray[np.floating]
-    ) -> NDArray[np.float32]:
+    def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).
 
         x and y are pixels of the picture, the score is the belief at the peak and 0 outside the
-        picture. Raises ValueError for a box that is not finite or empty.
+        picture. Raises ValueError for a picture or boxes of another kind, and for a box that is not
+        finite or empty.
         """
-        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        boxes = _as_boxes(boxes)
         keypoints = self.estimate_crops(self.cropper.cut(picture, boxes))
         height, width = picture.shape[:2]
         return self.cropper.to_picture(keypoints, boxes, width, height)
 
-    def estimate_stages(
-        self, picture: NDArray[np.uint8], boxes: NDArray[np.floating]
-    ) -> NDArray[np.float32]:
+    def estimate_stages(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """As `estimate`, after every stage: (T, N, K, 3)."""
-        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        boxes = _as_boxes(boxes)
         stages = self._batches(self.cropper.cut(picture, boxes), every_stage=True)
         height, width = picture.shape[:2]
         return np.stack([self.cropper.to_picture(s, boxes, width, height) for s in stages])
@@ -163,3 +166,8 @@ class Estimator:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             stages: list[Tensor] = self.model(images)
         return [maps.float() for maps in (stages if every_stage else stages[-1:])]
+
+
+def _as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(boxes, dtype=np.float64)
+    return array if array.size else array.reshape(0, 4)

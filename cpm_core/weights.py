@@ -93,27 +93,27 @@ def save_weights(
         raise WeightsError(f"{path}: cannot be written ({error})") from error
 
 
-def find_weights(name_or_path: str) -> Path:
+def find_weights(name_or_path: str | Path) -> Path:
     """Path of weights that come with the package, or of a user's own file. Raises WeightsError."""
+    name = str(name_or_path)
     shipped = {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
-    path = shipped.get(name_or_path, Path(name_or_path))
+    path = shipped.get(name, Path(name))
     if path.is_file():
         return path
     names = ", ".join(shipped) or "none"
-    if name_or_path in PRESETS:
+    if name in PRESETS:
         raise WeightsError(
-            f"no weights for {name_or_path!r} come with the package (shipped: {names}); train them "
-            f"with `posemill train --preset {name_or_path}`, or convert a PyTorch port's "
-            "checkpoint with `python -m cpm_core.convert`, then give the path of the .safetensors "
-            "file"
+            f"no weights for {name!r} come with the package (shipped: {names}); train them with "
+            f"`posemill train --preset {name}`, or convert a PyTorch port's checkpoint with "
+            "`python -m cpm_core.convert`, then give the path of the .safetensors file"
         )
     raise WeightsError(
-        f"no weights {name_or_path!r}: give the path of a .safetensors file, or the name of "
+        f"no weights {name!r}: give the path of a .safetensors file, or the name of "
         f"weights that come with the package ({names})"
     )
 
 
-def load_weights(name_or_path: str) -> Weights:
+def load_weights(name_or_path: str | Path) -> Weights:
     """Read and check a weights file. Raises WeightsError that names the file and what is wrong.
 
     Tensors are read only after the header shows that they are those of the network, so a hostile

@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the job; returns the exit code."""
 
     def job(settings: AnnotateSettings) -> None:
-        report = annotate(settings, Reporter())
+        with Reporter() as reporter:
+            report = annotate(settings, reporter)
         if not settings.dry_run:
             print("\n".join(summary(report, settings)))
             refuse_too_many_failures(report.total, settings)

@@ -28,9 +28,20 @@ class Reporter:
 
     def __init__(self) -> None:
         # A copy of the descriptor: Ray's own noise on standard error is led elsewhere.
-        stream = os.fdopen(os.dup(2), "w", buffering=1)
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._stream = os.fdopen(os.dup(2), "w", buffering=1)
+        self.console = Console(file=self._stream, highlight=False, soft_wrap=True)
         self._last_plan = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
 
     def say(self, text: str) -> None:
         """One line."""

@@ -45,6 +45,22 @@ def test_nobody():
 
 
 @pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((9, 9), np.uint8), ((9, 9, 4), np.uint8), ((9, 9, 3), np.float32), ((0, 9, 3), np.uint8)],
+    ids=["grey", "with alpha", "floats", "empty"],
+)
+def test_other_pictures_are_refused(shape, dtype):
+    with pytest.raises(ValueError, match="expected a uint8 RGB picture"):
+        Cropper(64, 1.25).cut(np.zeros(shape, dtype), np.array([[0.0, 0, 5, 5]]))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 5), (2, 2, 4), (0,)])
+def test_other_boxes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected boxes \(N, 4: x, y, w, h\), got"):
+        Cropper(64, 1.25).cut(np.zeros((9, 9, 3), np.uint8), np.ones(shape))
+
+
+@pytest.mark.parametrize(
     ("factor", "scales", "message"),
     [
         (0.0, (1.0,), "box_factor is 0.0"),

@@ -111,9 +111,9 @@ def test_nobody(finder):
     assert finder().estimate_crops(np.empty((0, 1, 64, 64, 3), np.uint8)).shape == (0, 3, 3)
 
 
-@pytest.mark.parametrize("box", [[0, 0, 0, 5], [0, np.nan, 5, 5]])
+@pytest.mark.parametrize("box", [[0, 0, 0, 5], [0, np.nan, 5, 5], [0, 0, 5, 5, 0.9], 7])
 def test_unusable_boxes_are_refused(finder, box):
-    with pytest.raises(ValueError, match="a box needs"):
+    with pytest.raises(ValueError, match="box"):
         finder().estimate(np.zeros((50, 60, 3), np.uint8), [box])
 
 
@@ -134,7 +134,13 @@ def test_crops_of_another_shape_are_refused(finder, shape, dtype):
 
 
 def test_unusable_options_are_refused(finder):
-    for options in ({"scales": ()}, {"scales": (0.0,)}, {"box_factor": 0.0}):
+    for options in (
+        {"scales": ()},
+        {"scales": (0.0,)},
+        {"box_factor": 0.0},
+        {"precision": "fp16"},
+        {"refinement": "dark"},
+    ):
         with pytest.raises(ConfigError):
             finder(**options)
 
