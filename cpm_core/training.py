@@ -40,8 +40,8 @@ class Phase:
 class Recipe:
     """How a network is trained.
 
-    The label sigma goes from `first_sigma` to `last_sigma`, in cells, over the run. `box_factor` is
-    the side of the plain crop in units of the box's longer side.
+    Over the run, the labels' sigma goes from `first_sigma` to `last_sigma` times the network's own.
+    `box_factor` is the side of the plain crop in units of the box's longer side.
     """
 
     epochs: int = 12
@@ -72,8 +72,8 @@ class Recipe:
         return max((p for p in self.phases if p.start <= progress), key=lambda p: p.start).size
 
     def sigma_at(self, progress: float) -> float:
-        """Label sigma in pixels for a share 0..1 of the run."""
-        return STRIDE * (self.first_sigma + (self.last_sigma - self.first_sigma) * progress)
+        """Factor on the network's label sigma for a share 0..1 of the run."""
+        return self.first_sigma + (self.last_sigma - self.first_sigma) * progress
 
     def rate_at(self, step: int, total: int) -> float:
         """Factor on the learning rates: linear warm-up, then a cosine down to 0."""
@@ -135,7 +135,7 @@ class Fit:
             batch.keypoints,
             batch.labelled,
             images.shape[-1] // STRIDE,
-            self.recipe.sigma_at(self.progress),
+            self.model.config.label_sigma * self.recipe.sigma_at(self.progress),
             self.model.config.cell_offset,
         )
         weights = map_weights(batch.labelled)

@@ -86,7 +86,7 @@ def _answer(worker: UnitWorker, request: Unit | Probe, data: bytes | None) -> It
     except MemoryError:
         yield Failure("out_of_memory", "decoding needs more than --max-memory"), None
     except Exception as error:  # whatever it is, its unit's row must say so
-        log.exception("%s failed", request)
+        log.exception("%s failed", ascii(request.uri))
         yield Failure("internal", repr(error)), None
 
 

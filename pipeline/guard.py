@@ -71,6 +71,11 @@ class Decoder:
             if isinstance(reply, FrameResult):
                 yield reply, crops
 
+    def interrupt(self) -> None:
+        """Make what another thread waits for fail at once."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process."""
         if self._process is not None:

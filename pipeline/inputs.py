@@ -55,10 +55,10 @@ class Passed:
     examples: tuple[str, ...] = ()
 
     def note(self, uri: str) -> None:
-        """Count one."""
+        """Count one. Examples are for a terminal: what would not show there is escaped."""
         self.count += 1
         if len(self.examples) < 3:
-            self.examples = (*self.examples, uri)
+            self.examples = (*self.examples, uri if uri.isprintable() else ascii(uri))
 
 
 def expand(

@@ -169,7 +169,11 @@ class _Prober:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.threads.shutdown(cancel_futures=True)
+        # Reading through a long video may take minutes: whoever gave up does not wait for it.
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for decoder in self.all:
+            decoder.interrupt()
+        self.threads.shutdown()
         for decoder in self.all:
             decoder.close()
 

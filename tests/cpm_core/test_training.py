@@ -149,7 +149,7 @@ def test_schedules():
     recipe = Recipe(warmup_steps=10)
     sizes = {0.0: 128, 0.54: 128, 0.55: 192, 0.79: 192, 0.8: 256, 1.0: 256}
     assert {share: recipe.size_at(share) for share in sizes} == sizes
-    assert [recipe.sigma_at(share) for share in (0, 0.5, 1)] == [16, 12, 8]
+    assert [recipe.sigma_at(share) for share in (0, 0.5, 1)] == [2, 1.5, 1]
     rates = [recipe.rate_at(step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == max(rates)

@@ -86,6 +86,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place(f"{prefix}{tmp_path}", str(tmp_path))
 
 
+@pytest.fixture(params=["path", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where it does not matter how a local folder is written."""
+    if request.param == "s3":
+        return bucket(request.getfixturevalue("s3"))
+    return Place(str(tmp_path), str(tmp_path))
+
+
 @pytest.fixture
 def s3_place(s3: Any) -> Place:
     """An empty bucket."""

@@ -5,6 +5,7 @@ A picture file that starts with one of these words makes its decoder misbehave.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -29,9 +30,9 @@ def decode_picture(data: bytes, max_pixels: int) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "HANG":
         time.sleep(1000)
-    if word == "SPIN":
-        # One bytecode that never ends and holds the interpreter.
-        9 ** (9**9)
+    if word == "STUCK":
+        # As a decoder that never ends: native code that does not let go of the interpreter.
+        ctypes.PyDLL(None).sleep(1000)
     if word == "HUNGRY":
         return np.ones((1 << 10, 1 << 20, 3), np.uint8)
     if word == "RAISE":

@@ -38,8 +38,8 @@ def test_a_part_is_named_after_its_shard(shard: int, name: str) -> None:
     assert part_name(shard) == name
 
 
-def test_a_part_is_committed_once(place: Place) -> None:
-    output = place.output()
+def test_a_part_is_committed_once(store: Place) -> None:
+    output = store.output()
     assert commit_part(output, 3, TABLE, {b"posemill": b"{}"}, "first")
     assert not commit_part(output, 3, TABLE.slice(1), {}, "second")
     data = output.read(part_name(3))
@@ -50,8 +50,8 @@ def test_a_part_is_committed_once(place: Place) -> None:
     assert list(part_summaries(output, {3})) == ["first"]
 
 
-def test_what_is_done_is_what_is_there(place: Place) -> None:
-    output = place.output()
+def test_what_is_done_is_what_is_there(store: Place) -> None:
+    output = store.output()
     assert done_shards(output) == set()
     for shard in (0, 7, 10_001):
         commit_part(output, shard, TABLE, {}, f"summary of {shard}")
@@ -63,7 +63,7 @@ def test_what_is_done_is_what_is_there(place: Place) -> None:
         "00000/.posemill-abc",
         "00000/deep/part-000000004.parquet",
     ):
-        place.put(f"out/{FOLDER}/{foreign}", b"x")
+        store.put(f"out/{FOLDER}/{foreign}", b"x")
     assert done_shards(output) == {0, 7, 10_001}
     assert list(part_summaries(output, {10_001, 0})) == ["summary of 0", "summary of 10001"]
 
@@ -77,8 +77,8 @@ def test_parts_open_as_one_table(tmp_path: object) -> None:
     assert duckdb.connect().execute(query).fetchall() == [(4, 2)]
 
 
-def test_success_comes_and_goes(place: Place) -> None:
-    output = place.output()
+def test_success_comes_and_goes(store: Place) -> None:
+    output = store.output()
     unmark_success(output)
     mark_success(output, {"units": 3})
     assert output.read("_SUCCESS") == b'{\n  "units": 3\n}'

@@ -6,6 +6,8 @@ import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from botocore.exceptions import (
 from pipeline import fetch as module
 from pipeline.errors import InputError
 from pipeline.fetch import fetch
+from pipeline.inputs import Passed, expand
 from pipeline.storage import StorageOptions
 from tests.pipeline.conftest import OPTIONS, Place
 
@@ -208,3 +211,28 @@ def test_an_endpoint_that_is_not_there(
     with pytest.raises(InputError, match=r"failed 6 times, last with: .*127.0.0.1:9") as caught:
         fetch("s3://bucket/a.jpg", options, MOST)
     assert caught.value.code == "storage"
+
+
+def test_pictures_on_the_web(tmp_path: Path) -> None:
+    (tmp_path / "a b.jpg").write_bytes(b"picture")
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        try:
+            [item] = expand([f"{root}/a%20b.jpg?token=x"], OPTIONS, None, Passed())
+            assert item.uri == f"{root}/a%20b.jpg?token=x"
+            assert fetch(item.uri, OPTIONS, MOST) == b"picture"
+            assert code_of(item.uri, 3) == "too_large"
+            assert code_of(f"{root}/none.jpg") == "not_found"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and writes no log."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "hook" / "sitecustomize.py").write_text(hook.read_text())
     cv2.imwrite(str(root / "good.png"), np.full((40, 60, 3), 200, np.uint8))
     write_video(root / "v.mp4", frames=30)
-    for word in ["ABORT", "EXIT", "KILL", "HANG", "SPIN", "HUNGRY", "RAISE", "REFUSE", "NOISE"]:
+    for word in ["ABORT", "EXIT", "KILL", "HANG", "STUCK", "HUNGRY", "RAISE", "REFUSE", "NOISE"]:
         (root / word).write_text(f"{word} ")
     (root / "large-rgb.png").write_bytes(png(15_000, 15_000, 8, 2, b""))
     (root / "large-rgba.png").write_bytes(png(15_000, 15_000, 8, 6, b""))
@@ -130,7 +131,7 @@ def test_videos_are_cut(decoder: Decoder, folder: Path) -> None:
         pytest.param("EXIT", "worker_crashed", "exit code 3", False, id="exit"),
         pytest.param("KILL", "out_of_memory", "killed", False, id="killed by the kernel"),
         pytest.param("HANG", "timeout", "within 4 s", False, id="sleeps"),
-        pytest.param("SPIN", "timeout", "within 4 s", False, id="computes for ever"),
+        pytest.param("STUCK", "timeout", "within 4 s", False, id="hangs in native code"),
     ],
 )
 def test_a_hostile_unit_gets_its_code_and_the_next_one_works(
@@ -222,7 +223,7 @@ threading.Event().wait(60)
 """
 
 
-@pytest.mark.parametrize("doing", ["good.png", "SPIN"])
+@pytest.mark.parametrize("doing", ["good.png", "STUCK"])
 def test_a_child_goes_with_its_parent(folder: Path, doing: str) -> None:
     """Also one that hangs in a decoder and cannot look after itself."""
     parent = subprocess.Popen(
@@ -238,3 +239,16 @@ def test_a_child_goes_with_its_parent(folder: Path, doing: str) -> None:
         parent.kill()
         parent.wait()
     assert wait_until_gone(child, 5)
+
+
+def test_another_thread_can_interrupt_it(decoder: Decoder, folder: Path) -> None:
+    """Ctrl-C while a plan is made does not wait for the video that is being read."""
+    assert works(decoder, folder)
+    timer = threading.Timer(0.3, decoder.interrupt)
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(InputError):
+        frames(decoder, folder / "HANG")
+    assert time.monotonic() - started < 3
+    timer.join()
+    assert works(decoder, folder)

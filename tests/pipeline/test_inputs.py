@@ -76,6 +76,13 @@ def test_examples_of_files_passed_over_are_three() -> None:
     assert (passed.count, passed.examples) == (5, ("0", "1", "2"))
 
 
+@pytest.mark.parametrize("name", ["/a\x1b[2J.txt", "/caf\udce9.txt", "/a\nb.txt"])
+def test_examples_can_be_printed(name: str) -> None:
+    passed = Passed()
+    passed.note(name)
+    assert passed.examples == (ascii(name),)
+
+
 @pytest.mark.parametrize(
     ("uri", "kind"),
     [

@@ -61,36 +61,36 @@ def dead_process() -> dict[str, Any]:
     return here
 
 
-def test_a_second_run_is_refused_with_the_name_of_the_first(place: Place) -> None:
-    with make(place.output()), pytest.raises(PosemillError) as caught, make(place.output()):
+def test_a_second_run_is_refused_with_the_name_of_the_first(store: Place) -> None:
+    with make(store.output()), pytest.raises(PosemillError) as caught, make(store.output()):
         pass
     assert f"process {os.getpid()} on" in str(caught.value)
-    assert place.table_uri in str(caught.value)
+    assert store.table_uri in str(caught.value)
     assert "give another --output" in str(caught.value)
 
 
-def test_a_lock_is_gone_after_the_run(place: Place) -> None:
-    with make(place.output()):
-        assert place.names() == [f"out/{NAME}"]
-    assert place.names() == []
+def test_a_lock_is_gone_after_the_run(store: Place) -> None:
+    with make(store.output()):
+        assert store.names() == [f"out/{NAME}"]
+    assert store.names() == []
 
 
-def test_a_lock_is_gone_after_a_run_that_failed(place: Place) -> None:
-    with pytest.raises(ZeroDivisionError), make(place.output()):
+def test_a_lock_is_gone_after_a_run_that_failed(store: Place) -> None:
+    with pytest.raises(ZeroDivisionError), make(store.output()):
         _ = 1 / 0
-    assert place.names() == []
+    assert store.names() == []
 
 
-def test_partitions_have_locks_of_their_own(place: Place) -> None:
-    output = place.output()
+def test_partitions_have_locks_of_their_own(store: Place) -> None:
+    output = store.output()
     with make(output, partition=(0, 2)), make(output, partition=(1, 2)):
-        assert place.names() == ["out/_lock-1-of-2", "out/_lock-2-of-2"]
+        assert store.names() == ["out/_lock-1-of-2", "out/_lock-2-of-2"]
         with pytest.raises(PosemillError, match="in use"), make(output, partition=(1, 2)):
             pass
 
 
-def test_a_dead_process_of_this_machine_is_taken_over_at_once(place: Place) -> None:
-    output = place.output()
+def test_a_dead_process_of_this_machine_is_taken_over_at_once(store: Place) -> None:
+    output = store.output()
     plant(output, **dead_process())
     waits: list[str] = []
     with make(output, stale_s=3600.0, waits=waits) as lock:
@@ -98,9 +98,9 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(place: Place) -> N
     assert waits == []
 
 
-def test_a_process_with_the_same_number_is_not_the_same(place: Place) -> None:
+def test_a_process_with_the_same_number_is_not_the_same(store: Place) -> None:
     """Numbers are used again; the time of the start tells."""
-    output = place.output()
+    output = store.output()
     plant(output, boot=module._boot_id(), pid=os.getpid(), process_start="1")
     with make(output, stale_s=3600.0):
         pass
@@ -127,9 +127,9 @@ def test_a_zombie_is_gone() -> None:
     ],
 )
 def test_a_foreign_lock_is_taken_over_once_it_has_been_still(
-    place: Place, values: dict[str, Any]
+    store: Place, values: dict[str, Any]
 ) -> None:
-    output = place.output()
+    output = store.output()
     plant(output, **values)
     waits: list[str] = []
     started = time.monotonic()
@@ -140,8 +140,8 @@ def test_a_foreign_lock_is_taken_over_once_it_has_been_still(
     assert "locked by process 12 on far-away; watching it for up to 0.4 s" in waits[0]
 
 
-def test_a_foreign_lock_that_beats_is_respected(place: Place) -> None:
-    output = place.output()
+def test_a_foreign_lock_that_beats_is_respected(store: Place) -> None:
+    output = store.output()
     plant(output)
     beat = threading.Timer(0.15, plant, [output], {"beats": 1})
     beat.start()
@@ -151,8 +151,8 @@ def test_a_foreign_lock_that_beats_is_respected(place: Place) -> None:
     assert document(output)["beats"] == 1
 
 
-def test_a_foreign_lock_that_is_released_is_not_waited_for(place: Place) -> None:
-    output = place.output()
+def test_a_foreign_lock_that_is_released_is_not_waited_for(store: Place) -> None:
+    output = store.output()
     plant(output)
     release = threading.Timer(0.15, output.remove, [NAME])
     release.start()
@@ -162,8 +162,8 @@ def test_a_foreign_lock_that_is_released_is_not_waited_for(place: Place) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"not json", b"[1]", b"{}"])
-def test_a_damaged_lock_is_watched_as_a_foreign_one(place: Place, data: bytes) -> None:
-    output = place.output()
+def test_a_damaged_lock_is_watched_as_a_foreign_one(store: Place, data: bytes) -> None:
+    output = store.output()
     output.replace(NAME, data)
     waits: list[str] = []
     with make(output, stale_s=0.2, waits=waits):
@@ -171,11 +171,11 @@ def test_a_damaged_lock_is_watched_as_a_foreign_one(place: Place, data: bytes) -
     assert "process unknown on unknown" in waits[0]
 
 
-def test_of_two_that_take_over_at_once_one_stays(place: Place) -> None:
+def test_of_two_that_take_over_at_once_one_stays(store: Place) -> None:
     """Both see the dead one, and the later removes what the earlier has just created."""
-    plant(place.output(), **dead_process())
-    earlier = Lock(place.output(), (0, 1), print, poll_s=1.0)
-    later = make(place.output())
+    plant(store.output(), **dead_process())
+    earlier = Lock(store.output(), (0, 1), print, poll_s=1.0)
+    later = make(store.output())
     outcome: list[str] = []
 
     def start_earlier() -> None:
@@ -205,8 +205,8 @@ def test_of_two_that_take_over_at_once_one_stays(place: Place) -> None:
     assert "in use by another run" in outcome[0]
 
 
-def test_the_heart_beats(place: Place) -> None:
-    output = place.output()
+def test_the_heart_beats(store: Place) -> None:
+    output = store.output()
     with make(output, heartbeat_s=0.05, stale_s=30.0) as lock:
         deadline = time.monotonic() + 20
         while document(output)["beats"] < 2:
@@ -215,9 +215,9 @@ def test_the_heart_beats(place: Place) -> None:
         lock.check()
 
 
-def test_a_run_notices_that_it_lost_its_lock(place: Place) -> None:
+def test_a_run_notices_that_it_lost_its_lock(store: Place) -> None:
     """It was suspended for longer than the lock lives, say."""
-    output = place.output()
+    output = store.output()
     with make(output, heartbeat_s=0.05, stale_s=30.0) as lock:
         lock.check()
         plant(output)
@@ -230,9 +230,9 @@ def test_a_run_notices_that_it_lost_its_lock(place: Place) -> None:
     assert document(output)["run"] == "other"
 
 
-def test_a_run_survives_storage_that_is_away_for_a_while(place: Place) -> None:
+def test_a_run_survives_storage_that_is_away_for_a_while(store: Place) -> None:
     """An exception in the heartbeat ended it for good, and the lock went stale under the run."""
-    output = place.output()
+    output = store.output()
     read = output.read
 
     def away(name: str) -> bytes | None:
@@ -250,8 +250,8 @@ def test_a_run_survives_storage_that_is_away_for_a_while(place: Place) -> None:
         lock.check()
 
 
-def test_a_run_stops_once_its_lock_may_be_stale(place: Place) -> None:
-    output = place.output()
+def test_a_run_stops_once_its_lock_may_be_stale(store: Place) -> None:
+    output = store.output()
     with make(output, heartbeat_s=0.02, stale_s=0.1) as lock:
 
         def away(name: str) -> bytes | None:
@@ -264,10 +264,10 @@ def test_a_run_stops_once_its_lock_may_be_stale(place: Place) -> None:
 
 
 def test_a_creation_whose_answer_was_lost_holds_the_lock(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    store: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request is sent again, and finds the file that it made."""
-    output = place.output()
+    output = store.output()
     create = output.create
 
     def sent_twice(name: str, data: bytes) -> bool:

@@ -24,12 +24,12 @@ def uris(output: Output) -> list[str]:
     ]
 
 
-def test_an_output_without_a_manifest_has_nothing_planned(place: Place) -> None:
-    assert Manifest.load(place.output()) == Manifest((), 0, 0, 0)
+def test_an_output_without_a_manifest_has_nothing_planned(store: Place) -> None:
+    assert Manifest.load(store.output()) == Manifest((), 0, 0, 0)
 
 
-def test_a_generation_that_was_not_completed_does_not_count(place: Place) -> None:
-    output = place.output()
+def test_a_generation_that_was_not_completed_does_not_count(store: Place) -> None:
+    output = store.output()
     writer = ManifestWriter(output, 0)
     writer.add_shard(shard(0, 2))
     writer._flush()
@@ -42,9 +42,9 @@ def test_a_generation_that_was_not_completed_does_not_count(place: Place) -> Non
     assert len([name for name in output.list("manifest") if name.endswith(".parquet")]) == 1
 
 
-def test_of_two_drivers_that_plan_at_once_one_wins(place: Place) -> None:
+def test_of_two_drivers_that_plan_at_once_one_wins(store: Place) -> None:
     """`--partition` drivers share one plan; each may have seen other files."""
-    output = place.output()
+    output = store.output()
     one, two = ManifestWriter(output, 0), ManifestWriter(output, 0)
     one.add_shard(shard(0, 3, "one"))
     two.add_shard(shard(0, 5, "two"))
@@ -56,9 +56,9 @@ def test_of_two_drivers_that_plan_at_once_one_wins(place: Place) -> None:
 
 
 def test_a_completion_whose_answer_was_lost_keeps_its_files(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    store: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = place.output()
+    output = store.output()
     create = output.create
 
     def sent_twice(name: str, data: bytes) -> bool:

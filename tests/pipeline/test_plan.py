@@ -58,6 +58,9 @@ class FakeDecoder:
         ends = [*range(frames, count * frames, frames), None]
         return [Range(i * frames, end, i * frames, frames) for i, end in enumerate(ends)]
 
+    def interrupt(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
