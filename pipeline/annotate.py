@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +21,7 @@ from botocore.exceptions import BotoCoreError
 
 from cpm_core.errors import CpmError
 from cpm_core.weights import load_weights
-from pipeline import schema
+from pipeline import __version__, schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError, UsageError
@@ -39,6 +41,33 @@ if TYPE_CHECKING:
 _RUN = "run.json"
 _SHARDS_PER_WAVE = 2000
 _UNITS_BEFORE_JUDGING = 200
+_FEW_SHARDS = 20
+
+
+class Judge:
+    """Stops a run of whose latest units too many fail: wrong credentials, a wrong bucket."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._latest: deque[Summary] = deque()
+        self._units = 0
+
+    def add(self, summary: Summary) -> None:
+        """Count a shard, done or refused; raises PosemillError."""
+        self._latest.append(summary)
+        self._units += summary.units
+        while self._units - self._latest[0].units >= _UNITS_BEFORE_JUDGING:
+            self._units -= self._latest.popleft().units
+        failed = sum(s.failed_units for s in self._latest)
+        if self._units < _UNITS_BEFORE_JUDGING or failed <= self.limit * self._units:
+            return
+        codes = sum((s.failed for s in self._latest), Counter[str]())
+        code, count = codes.most_common(1)[0]
+        raise PosemillError(
+            f"{failed} of the latest {self._units} units failed (most: {code}, {count}), over "
+            f"--max-failures {self.limit:g}; check the inputs and the credentials, then run the "
+            "same command again"
+        )
 
 
 @dataclass
@@ -69,9 +98,12 @@ class Run:
         self.settings = settings
         self.reporter = reporter
         self.storage = StorageOptions(
-            settings.s3_endpoint, settings.s3_anonymous, settings.s3_requester_pays
+            settings.s3_endpoint or _endpoint_of_environment(),
+            settings.s3_anonymous,
+            settings.s3_requester_pays,
         )
-        self.output = Output(settings.output, self.storage)
+        # What is read without credentials, or at the reader's cost, is never where one writes.
+        self.output = Output(settings.output, StorageOptions(self.storage.endpoint))
         try:
             self.weights = load_weights(settings.weights)
         except CpmError as error:
@@ -97,6 +129,8 @@ class Run:
             self._check_fingerprint()
             self._write_run_file()
             manifest = self._plan(write=True)
+            licence = self.weights.info.licence
+            self.reporter.say(f"weights {self.weights.info.name}; licence: {licence}")
             return self._annotate(manifest, lock)
 
     def _annotate(self, manifest: Manifest, lock: Lock) -> Report:
@@ -125,24 +159,33 @@ class Run:
 
     def _work(self, executor: Executor, todo: Sequence[ShardRef], meter: Meter, lock: Lock) -> None:
         """Run the shards in waves; what stays undone is run again, then unit by unit."""
+        judge = Judge(self.settings.max_failures)
         for start in range(0, len(todo), _SHARDS_PER_WAVE):
             wave = todo[start : start + _SHARDS_PER_WAVE]
+            few = max(_FEW_SHARDS, len(wave) // 20)
+            told: set[int] = set()
             for attempt in (executor.run, executor.run, executor.run_unit_by_unit):
-                told: set[int] = set()
-                for shard, summary in attempt(wave):
-                    told.add(shard)
-                    meter.add(summary)
-                    self._judge(meter.so_far)
+                if attempt == executor.run_unit_by_unit and len(wave) > few:
+                    raise PosemillError(
+                        f"{len(wave)} shards were lost twice, which is no fault of single inputs; "
+                        "see what Ray printed, mend it, then run the same command again"
+                    )
+                for outcome in attempt(wave):
+                    judge.add(outcome.summary)
+                    if outcome.committed and outcome.shard not in told:
+                        told.add(outcome.shard)
+                        meter.add(outcome.summary)
                     lock.check()
                 wave = self._undone(wave, told, meter)
                 if not wave:
                     break
+                executor.keep_log = True
                 names = ", ".join(str(ref.shard) for ref in wave[:5])
                 self.reporter.say(f"{len(wave)} shards were lost (first: {names}); again")
             if wave:
                 raise PosemillError(
-                    f"shard {wave[0].shard} could not be written after three attempts; see the Ray "
-                    "logs, then run the same command again"
+                    f"shard {wave[0].shard} could not be written after three attempts; see what "
+                    "Ray printed, then run the same command again"
                 )
 
     def _undone(self, wave: Sequence[ShardRef], told: set[int], meter: Meter) -> list[ShardRef]:
@@ -150,23 +193,13 @@ class Run:
         done = done_shards(self.output, {ref.shard for ref in wave})
         untold = Summary()
         self._add_parts(untold, done - told)
+        told |= done
         meter.add(untold)
-        return [ref for ref in wave if ref.shard not in done]
+        return [ref for ref in wave if ref.shard not in told]
 
     def _add_parts(self, total: Summary, shards: set[int]) -> None:
         for text in part_summaries(self.output, shards):
             total.add(Summary.from_json(text))
-
-    def _judge(self, so_far: Summary) -> None:
-        limit = self.settings.max_failures
-        if so_far.units < _UNITS_BEFORE_JUDGING or so_far.failed_units <= limit * so_far.units:
-            return
-        code, count = so_far.failed.most_common(1)[0]
-        raise PosemillError(
-            f"{so_far.failed_units} of the first {so_far.units} units failed (most: {code}, "
-            f"{count}), over --max-failures {limit:g}; check the inputs and the credentials, then "
-            "run the same command again"
-        )
 
     def _finish(self, manifest: Manifest, report: Report) -> None:
         """Note the run; if the whole table is complete (not only a partition), say so."""
@@ -206,6 +239,9 @@ class Run:
             settings.limit,
             self.reporter.planning,
         )
+        if write and not planned.counts:
+            # Another driver planned the same generation first; what is left is planned after it.
+            return self._plan(write)
         if not planned.inputs and not planned.known:
             raise PosemillError(f"no pictures or videos in {', '.join(settings.input)}")
         self._tell_plan(planned, passed, write)
@@ -224,10 +260,10 @@ class Run:
                 f"such as {', '.join(passed.examples)}"
             )
         if not write:
-            from pipeline import cluster
+            from pipeline.execute import Executor
 
-            cluster.connect(self.settings.address)
-            self.reporter.say(f"would run {cluster.cluster_layout(self.settings).describe()}")
+            with Executor(self._executor_inputs(), self.reporter):
+                pass
             self.reporter.say(f"fingerprint {self.fingerprint}; nothing was written (--dry-run)")
 
     def _partition(self, manifest: Manifest) -> list[ShardRef]:
@@ -331,6 +367,11 @@ class ExecutorInputs:
     metadata: dict[bytes, bytes]
 
 
+def _endpoint_of_environment() -> str | None:
+    """The S3 server that this process would talk to; a cluster's workers have other variables."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def _read_detector(people: str) -> bytes | None:
     """The bytes of `detector:FILE`, checked by loading it once."""
     kind, _, path = people.partition(":")
@@ -365,8 +406,8 @@ def _counts(summary: Summary) -> dict[str, Any]:
 
 
 def tool_version() -> str:
-    """Version of the installed distribution."""
-    return version("posemill")
+    """Version of the code, installed or not."""
+    return __version__
 
 
 def _now() -> str:

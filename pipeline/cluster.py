@@ -7,6 +7,7 @@ and nothing can starve anything else.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -108,49 +109,48 @@ def _code_for_workers() -> dict[str, Any]:
     return {"py_modules": [str(root / name) for name in ("cpm_core", "pipeline", "jobs")]}
 
 
-def layout(settings: AnnotateSettings, cpus: float, gpus: float, smallest_node: float) -> Layout:
-    """Share out CPUs and GPUs; `smallest_node` is the number of CPUs of the smallest node."""
-    cuda = settings.device == "cuda" or (settings.device == "auto" and gpus >= 1)
-    commit = Operator("commit", 1, _COMMIT_CPUS)
-    if cuda:
-        estimators = settings.estimators or max(1, int(gpus))
-        free = cpus - _COMMIT_CPUS * (estimators + 1)
-        group = min(_CPUS_PER_GPU_PREPARER, max(1.0, smallest_node - 1))
-        preparers = settings.preparers or max(1, int(free // group))
-        each = min(group, max(0.1, round(free / preparers, 2)))
-        return Layout(
-            Operator("prepare", preparers, each),
-            Operator("estimate", estimators, _COMMIT_CPUS, 1.0),
-            commit,
-            settings.decoders or max(1, int(each)),
-            settings.threads or 1,
-            "cuda",
-        )
-    group = max(1.0, min(_CPUS_PER_GROUP, smallest_node))
-    groups = max(1, int(cpus // group))
+def layout(settings: AnnotateSettings, nodes: list[dict[str, float]]) -> Layout:
+    """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them."""
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if settings.device == "cuda" or (settings.device == "auto" and gpus >= 1):
+        return _layout_on_gpus(settings, nodes, int(gpus))
+    sizes = [node["CPU"] for node in nodes if node.get("CPU")]
+    group = max(1.0, min(_CPUS_PER_GROUP, *sizes))
+    groups = max(1, sum(int(size // group) for size in sizes))
     return Layout(
         Operator("prepare", settings.preparers or groups, round(0.35 * group, 2)),
         Operator("estimate", settings.estimators or groups, round(0.45 * group, 2)),
-        commit,
+        Operator("commit", 1, _COMMIT_CPUS),
         settings.decoders or max(1, round(group / 4)),
         settings.threads or max(1, int(group)),
         "cpu",
     )
 
 
-def cluster_layout(settings: AnnotateSettings) -> Layout:
-    """The layout for the connected cluster, checked. Raises PosemillError that says what is
-    missing."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    with_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
-    if not with_cpus:
-        raise PosemillError("the Ray cluster has no node with a CPU for work; add worker nodes")
-    chosen = layout(
-        settings,
-        cpus=sum(with_cpus),
-        gpus=sum(node.get("GPU", 0) for node in nodes),
-        smallest_node=min(with_cpus),
+def _layout_on_gpus(settings: AnnotateSettings, nodes: list[dict[str, float]], gpus: int) -> Layout:
+    """One estimator per GPU; on every node, what its GPUs leave is divided among preparers."""
+    free = [node.get("CPU", 0) - _COMMIT_CPUS * (node.get("GPU", 0) + 1) for node in nodes]
+    smallest = max(_COMMIT_CPUS, min((f for f in free if f > 0), default=_COMMIT_CPUS))
+    per_node = max(1, round(smallest / _CPUS_PER_GPU_PREPARER))
+    each = math.floor(100 * smallest / per_node) / 100
+    preparers = max(1, sum(int(f / each + 1e-9) for f in free if f > 0))
+    return Layout(
+        Operator("prepare", settings.preparers or preparers, each),
+        Operator("estimate", settings.estimators or max(1, gpus), _COMMIT_CPUS, 1.0),
+        Operator("commit", 1, _COMMIT_CPUS),
+        settings.decoders or max(1, math.ceil(each)),
+        settings.threads or 1,
+        "cuda",
     )
+
+
+def cluster_layout(settings: AnnotateSettings) -> Layout:
+    """The layout for the connected cluster, checked. PosemillError says what is missing."""
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in alive]
+    if not any(node.get("CPU") for node in nodes):
+        raise PosemillError("the Ray cluster has no node with a CPU for work; add worker nodes")
+    chosen = layout(settings, nodes)
     check_placement(chosen, nodes)
     return chosen
 

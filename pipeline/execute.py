@@ -11,7 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,6 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import cluster
 from pipeline.annotate import ExecutorInputs
-from pipeline.commit import commit_part
 from pipeline.errors import InputError, PosemillError
 from pipeline.manifest import ShardRef, open_file, read_shard
 from pipeline.progress import Reporter
@@ -35,9 +34,11 @@ from pipeline.rows import annotation_rows, crops_table, failure_rows
 from pipeline.stages import (
     CommitStage,
     EstimateStage,
+    Outcome,
     Prepare,
     PrepareStage,
     Summary,
+    commit,
     estimate_rows,
 )
 from pipeline.storage import Output
@@ -57,20 +58,24 @@ class Executor:
     def __enter__(self) -> Self:
         """Connect; raises PosemillError if Ray cannot be reached or the graph does not fit."""
         self._log = Path(tempfile.gettempdir()) / f"posemill-{os.getpid()}.log"
+        self.keep_log = False
         self._stack = ExitStack()
         self._stack.enter_context(cluster.native_stderr_to(self._log))
         self._owns = not ray.is_initialized()
         try:
             self._set_up()
         except BaseException:
+            if self._owns:
+                ray.shutdown()
             self._stack.close()
+            self._log.unlink(missing_ok=True)
             raise
         return self
 
     def _set_up(self) -> None:
         cluster.connect(self.inputs.settings.address)
         self.layout = cluster.cluster_layout(self.inputs.settings)
-        self.reporter.say(f"running {self.layout.describe()}")
+        self.reporter.say(f"layout: {self.layout.describe()}")
         _configure_ray_data()
         self.decoder = ray.put(self.inputs.decoder)
         self.estimator = ray.put(replace(self.inputs.estimator, device=self.layout.device))
@@ -84,20 +89,21 @@ class Executor:
         if self._owns:
             ray.shutdown()
         self._stack.close()
-        if error is None or not isinstance(error, Exception):
+        if not self.keep_log and not isinstance(error, Exception):
             self._log.unlink(missing_ok=True)
         else:
             self.reporter.say(f"what Ray printed is in {self._log}")
 
-    def run(self, shards: Sequence[ShardRef]) -> Iterator[tuple[int, Summary]]:
-        """Run shards as one Ray Data graph; yields each that was committed, with its summary.
+    def run(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:
+        """Run shards as one Ray Data graph; yields each that came through.
 
         Ends early, with a warning, when Ray gives up; the caller looks at what is missing.
         """
         graph = self._graph(shards)
         try:
             for row in graph.iter_rows():
-                yield row["shard"], Summary.from_json(row["summary"])
+                summary = Summary.from_json(row["summary"])
+                yield Outcome(row["shard"], summary, row["committed"])
         except RayError as error:
             if _AT_START in str(error):
                 raise PosemillError(
@@ -106,16 +112,13 @@ class Executor:
                 ) from error
             self.reporter.say(f"Ray gave up on a graph: {_last_line(error)}")
 
-    def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[tuple[int, Summary]]:
+    def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:
         """Run every unit of the shards in a task of its own; one that fails becomes a row."""
         for ref in shards:
             units = read_shard(open_file(self.inputs.output, ref.file), ref.row_group)
             table = pa.concat_tables([self._one_unit(unit) for unit in units])
-            summary = Summary.of(table)
-            commit_part(
-                self.inputs.output, ref.shard, table, self.inputs.metadata, summary.to_json()
-            )
-            yield ref.shard, summary
+            summary = commit(self.inputs.output, ref.shard, table, self.inputs.metadata)
+            yield Outcome(ref.shard, summary, True)
 
     def _one_unit(self, unit: Unit) -> pa.Table:
         operator = self.layout.estimate
@@ -181,8 +184,9 @@ def _configure_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=_TASK_RETRIES)
 def _annotate_unit(decoder: Any, estimator: Any, output: Output, unit: Unit) -> pa.Table:
     """A unit alone, in a process of its own."""
-    crops = Prepare(decoder, output, 1).units([unit])
+    with closing(Prepare(decoder, output, 1)) as prepare:
+        crops = prepare.units([unit])
     return estimate_rows(estimator.build(), crops)

@@ -102,6 +102,9 @@ class Decoder:
                     continue
                 self._busy = isinstance(reply, FrameResult)
                 if isinstance(reply, Failure):
+                    if reply.code == "out_of_memory":
+                        # Whatever filled it must not be left to the next unit.
+                        self.close()
                     raise InputError(reply.code, reply.message)
                 has_crops = isinstance(reply, FrameResult) and len(reply.boxes)
                 yield reply, self._receive_bytes(connection) if has_crops else b""
@@ -111,6 +114,9 @@ class Decoder:
             raise self._post_mortem() from error
         except BlockingIOError as error:
             raise self._timed_out() from error
+        except OSError as error:
+            # What a connection raises when the other side dies in the middle of a message.
+            raise self._post_mortem() from error
 
     def _ready(self) -> Connection:
         """The process's connection; a new one's where the old one cannot take a request.

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.commit import unmark_success
 from pipeline.storage import Output
 from pipeline.units import Unit, from_table, to_table
 
@@ -68,6 +69,7 @@ class ManifestWriter:
         Files that are left of other attempts are removed: they would show in `manifest` as a table.
         """
         self._flush()
+        unmark_success(self.output)
         document = {"files": self.files, "next_unit": next_unit, "next_shard": next_shard}
         name = f"{self.folder}/{_COMPLETE}"
         won = self.output.create(name, json.dumps(document).encode())

@@ -68,7 +68,7 @@ def people_expected(people: str) -> int | None:
 
 @dataclass
 class Planned:
-    """What planning did."""
+    """What planning did; it does not count if another driver planned the generation first."""
 
     inputs: int = 0
     units: int = 0
@@ -77,6 +77,7 @@ class Planned:
     videos: int = 0
     shards: int = 0
     known: int = 0
+    counts: bool = True
 
 
 def plan(
@@ -116,7 +117,7 @@ def plan(
         done.frames += unit.frames
     close_shard()
     if writer is not None and done.units:
-        writer.complete(manifest.next_unit + done.units, shard)
+        done.counts = writer.complete(manifest.next_unit + done.units, shard)
     return done
 
 

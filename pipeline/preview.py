@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -34,7 +34,7 @@ _LIMIT = 1 << 30
 class PreviewSettings(Settings):
     """Draw annotated pictures on one contact sheet.
 
-    posemill preview OUTPUT --to sheet.jpg
+    posemill preview --output OUT --to sheet.jpg
     """
 
     output: str = setting("run", ..., "output folder of posemill annotate", min_length=1)
@@ -42,8 +42,10 @@ class PreviewSettings(Settings):
     count: int = setting("run", 12, "how many pictures", ge=1, le=500)
     columns: int = setting("run", 4, "pictures in a row", ge=1, le=20)
     width: int = setting("run", 400, "pixels per picture", ge=50, le=4000)
-    threshold: float = setting("run", 0.2, "least score of a joint that is drawn", ge=0, le=1)
-    order: str = setting("run", "even", "which pictures: even (spread over the table), best, worst")
+    threshold: float = setting("run", 0.45, "least score of a joint that is drawn", ge=0, le=1)
+    order: Literal["even", "best", "worst"] = setting(
+        "run", "even", "which pictures: spread evenly over the table, or by score"
+    )
     s3_endpoint: str | None = setting("run", None, "URL of an S3-compatible server")
 
 
@@ -53,6 +55,7 @@ class Shown:
 
     uri: str
     media_type: str
+    frame_index: int | None
     pts: int | None
     rows: tuple[dict[str, Any], ...]
 
@@ -96,19 +99,17 @@ def read_annotations(output: Output) -> tuple[pa.Table, Skeleton]:
 
 
 def _shown(table: pa.Table) -> Iterator[Shown]:
-    def key(row: dict[str, Any]) -> tuple[int, int | None]:
-        return row["unit_id"], row["pts"]
+    def frame(row: dict[str, Any]) -> tuple[int, int | None, int | None]:
+        return row["unit_id"], row["frame_index"], row["pts"]
 
-    for (_, pts), rows in groupby(table.to_pylist(), key):
+    for (_, index, pts), rows in groupby(table.to_pylist(), frame):
         people = tuple(rows)
-        yield Shown(people[0]["uri"], people[0]["media_type"], pts, people)
+        yield Shown(people[0]["uri"], people[0]["media_type"], index, pts, people)
 
 
 def _choose(items: list[Shown], count: int, order: str) -> list[Shown]:
     if order in ("best", "worst"):
         return sorted(items, key=lambda item: item.score, reverse=order == "best")[:count]
-    if order != "even":
-        raise UsageError(f"--order {order!r}: choose even, best or worst")
     places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
     return [items[i] for i in places]
 
@@ -117,7 +118,7 @@ def _picture(item: Shown, options: StorageOptions) -> NDArray[np.uint8]:
     try:
         if item.media_type == "image":
             return decode_picture(fetch(item.uri, options, _LIMIT), _LIMIT)
-        wanted = Range(item.pts, None, None if item.pts is None else 1, 1)
+        wanted = Range(item.pts, None, item.frame_index, 1)
         return next(read_frames(item.uri, options, wanted, None, _LIMIT)).picture
     except (InputError, StopIteration) as error:
         raise UsageError(f"cannot draw {item.uri}: {error}") from error

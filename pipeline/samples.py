@@ -59,11 +59,16 @@ def import_json(folder: Path, output: Path, skeleton: Skeleton, tune_share: floa
     table_schema = schema.samples_table(len(skeleton)).with_metadata(
         schema.table_metadata({}, skeleton)
     )
-    count = 0
-    with pq.ParquetWriter(output, table_schema, compression="none") as writer:
-        for rows in _chunks(_json_rows(folder, images, order, split, tune_share)):
-            writer.write_table(pa.Table.from_pylist(rows, schema=table_schema))
-            count += len(rows)
+    count, partial = 0, output.with_name(f"{output.name}.partial")
+    try:
+        with pq.ParquetWriter(partial, table_schema, compression="none") as writer:
+            for rows in _chunks(_json_rows(folder, images, order, split, tune_share)):
+                writer.write_table(pa.Table.from_pylist(rows, schema=table_schema))
+                count += len(rows)
+        partial.replace(output)
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{folder} -> {output}: sample {count} or later: {error!r}") from error
     return count
 
 
@@ -81,7 +86,7 @@ def _json_rows(
             "sample_id": i,
             "source": image["file"],
             "split": "tune" if tune else split,
-            "uri": path.resolve().as_uri(),
+            "uri": str(path.resolve()),
             "image": path.read_bytes(),
             "box": box_of_points(points[labelled, :2]).tolist(),
             "x": points[:, 0].tolist(),

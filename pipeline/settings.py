@@ -179,7 +179,10 @@ def _from_environment(cls: type[Settings], environment: Mapping[str, str]) -> di
             continue
         name = variable.removeprefix(_ENVIRONMENT).lower()
         if name not in cls.model_fields:
-            raise UsageError(f"environment variable {variable}: {_unknown(cls, name)}")
+            # Another job's setting is none of ours; a misspelt one of ours is refused.
+            if difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.7):
+                raise UsageError(f"environment variable {variable}: {_unknown(cls, name)}")
+            continue
         try:
             values[name] = shlex.split(text) if _is_list(cls.model_fields[name]) else text
         except ValueError as error:

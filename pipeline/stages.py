@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import commit_part
+from pipeline.commit import commit_part, part_summaries
 from pipeline.errors import InputError
 from pipeline.fetch import fetch
 from pipeline.guard import Decoder
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from cpm_core.estimator import Estimator
 
 _FETCH_THREADS = 16
+_ACCESS_CODES = ("forbidden", "storage")
 
 
 @dataclass
@@ -108,6 +109,13 @@ class Prepare:
         self.fetchers = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self.ahead = 2 * decoders + _FETCH_THREADS
         self._manifest: tuple[str, pq.ParquetFile] | None = None
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        self.workers.shutdown()
+        self.fetchers.shutdown()
+        for decoder in self.pool:
+            decoder.close()
 
     def shard(self, ref: ShardRef) -> pa.Table:
         """Rows with crops of all units of a shard."""
@@ -208,13 +216,39 @@ class CommitStage:
         self.metadata = metadata
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """shard, payload with keypoints, seconds -> shard, summary."""
+        """shard, payload with keypoints, seconds -> shard, summary, committed."""
         started = time.monotonic()
         shard, table, seconds = _unrow(batch)
         summary = Summary.of(table)
-        commit_part(self.output, shard, table, self.metadata, summary.to_json())
+        committed = not out_of_reach(summary)
+        if committed:
+            summary = commit(self.output, shard, table, self.metadata)
         summary.seconds.update(seconds | {"commit": time.monotonic() - started})
-        return pa.table({"shard": [shard], "summary": [summary.to_json()]})
+        row = {"shard": [shard], "summary": [summary.to_json()], "committed": [committed]}
+        return pa.table(row)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A shard that went through the graph; one that was not committed is still to do."""
+
+    shard: int
+    summary: Summary
+    committed: bool
+
+
+def out_of_reach(summary: Summary) -> bool:
+    """Whether most of a shard could not be fetched, which says more of the storage than of it."""
+    return 2 * sum(summary.failed[code] for code in _ACCESS_CODES) > summary.units
+
+
+def commit(output: Output, shard: int, table: pa.Table, metadata: dict[bytes, bytes]) -> Summary:
+    """Create the shard's part; the summary of the part that stands, whoever wrote it."""
+    summary = Summary.of(table)
+    if commit_part(output, shard, table, metadata, summary.to_json()):
+        return summary
+    (text,) = part_summaries(output, {shard})
+    return Summary.from_json(text)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class TrainSettings(Settings):
     """
 
     samples: str = setting("run", ..., "samples table (.parquet); its split `train` is trained on")
-    output: str = setting("run", ..., "folder of the runs")
+    output: str = setting("run", ..., "folder of the runs, which all nodes share")
     name: str = setting("run", ..., "name of the run; the same name continues it")
     preset: Literal["cpm", "cpm-vgg", "cpm-lite"] = setting("run", "cpm-lite", "network")
     stages: int | None = setting("run", None, "stages (default: the preset's)", ge=1, le=20)
@@ -86,6 +86,13 @@ class TrainSettings(Settings):
     device: Literal["cpu", "cuda"] = setting("run", "cpu", "where the workers compute")
     licence: str = setting("run", "unknown", "licence of the weights, as it stands in the file")
     address: str | None = setting("run", None, "Ray cluster to use (default: RAY_ADDRESS, or here)")
+
+    @field_validator("output")
+    @classmethod
+    def _check_output(cls, output: str) -> str:
+        if "://" in output:
+            raise ValueError("give a folder; object storage is not written to yet")
+        return output
 
     @field_validator("phases")
     @classmethod
@@ -146,8 +153,17 @@ def train(settings: TrainSettings) -> Path:
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
         datasets=_datasets(settings.samples),
+        # Every worker measures the whole tuning split, so that the figure is of all of it.
+        dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise PosemillError(
+            f"training {settings.name} failed: {reason}; the log above says more, and the same "
+            "command continues from the last checkpoint"
+        ) from error
     if result.checkpoint is None:
         raise PosemillError(f"training {settings.name} made no checkpoint; see the log above")
     return _export(settings, skeleton, config, result)
@@ -287,7 +303,9 @@ def _resume(fit: Fit) -> None:
     if checkpoint is None:
         return
     with checkpoint.as_directory() as folder:
-        fit.load_state_dict(torch.load(Path(folder) / _STATE, weights_only=True))
+        fit.load_state_dict(
+            torch.load(Path(folder) / _STATE, weights_only=True, map_location="cpu")
+        )
 
 
 def _batches(

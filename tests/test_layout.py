@@ -14,36 +14,51 @@ def settings(**values: object) -> AnnotateSettings:
     return AnnotateSettings.build({"input": ["in"], "output": "out", **values})
 
 
+def node(cpus: float, gpus: float = 0) -> dict[str, float]:
+    """Resources of a node, as Ray gives them."""
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+
+
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "smallest_node", "estimators"),
+    ("nodes", "estimators", "decoders_in_all"),
     [
-        (1, 0, 1, 1),  # the smallest machine
-        (2, 0, 2, 1),  # a laptop
-        (64, 0, 16, 8),  # a CPU cluster: one estimator per eight CPUs
-        (8, 1, 8, 1),  # one GPU
-        (2, 1, 2, 1),  # a GPU with hardly any CPU
-        (256, 32, 32, 32),  # a GPU cluster
+        ([node(1)], 1, 1),  # the smallest machine
+        ([node(2)], 1, 1),  # a laptop
+        ([node(16)] * 4, 8, 16),  # a CPU cluster: one estimator per eight CPUs
+        ([node(8, 1)], 1, 8),  # one GPU and all its CPUs decode
+        ([node(2, 1)], 1, 2),  # a GPU with hardly any CPU
+        ([node(8, 1)] * 16, 16, 128),  # a cluster of small GPU nodes
+        ([node(32, 4)] * 8, 32, 256),  # a cluster of large ones
     ],
 )
-def test_everything_fits_and_nothing_starves(
-    cpus: float, gpus: float, smallest_node: float, estimators: int
+def test_all_actors_fit_on_their_nodes(
+    nodes: list[dict[str, float]], estimators: int, decoders_in_all: int
 ) -> None:
-    """One estimator per GPU or per eight CPUs, and the sum of all actors fits."""
-    chosen = layout(settings(), cpus, gpus, smallest_node)
+    """Even when Ray starts every preparer before any estimator."""
+    chosen = layout(settings(), nodes)
     assert chosen.estimate.actors == estimators
-    assert sum(o.actors * o.cpus for o in chosen.operators) <= cpus
-    assert sum(o.actors * o.gpus for o in chosen.operators) <= gpus
+    assert chosen.prepare.actors * chosen.decoders == decoders_in_all
+    free = [dict(n) for n in nodes]
+    for operator in chosen.operators:
+        for _ in range(operator.actors):
+            place = next(
+                n
+                for n in free
+                if n["CPU"] + 1e-6 >= operator.cpus and n.get("GPU", 0) >= operator.gpus
+            )
+            place["CPU"] -= operator.cpus
+            place["GPU"] = place.get("GPU", 0) - operator.gpus
 
 
 def test_smallest_graph_needs_less_than_a_cpu() -> None:
     """So that one CPU is enough and Ray has a bit to spare."""
-    chosen = layout(settings(), 1, 0, 1)
+    chosen = layout(settings(), [node(1)])
     assert sum(o.cpus for o in chosen.operators) == pytest.approx(0.9)
 
 
 def test_settings_win() -> None:
     """Explicit numbers are taken as they are."""
-    chosen = layout(settings(estimators=3, preparers=2, decoders=5, threads=7), 16, 0, 16)
+    chosen = layout(settings(estimators=3, preparers=2, decoders=5, threads=7), [node(16)])
     assert (chosen.estimate.actors, chosen.prepare.actors) == (3, 2)
     assert (chosen.decoders, chosen.threads) == (5, 7)
 
@@ -58,7 +73,7 @@ def test_settings_win() -> None:
 )
 def test_what_cannot_be_placed_is_refused(nodes: list[dict[str, float]], missing: str) -> None:
     """The message says what is missing and what there is."""
-    chosen = layout(settings(device="cuda"), 16, 1, 16)
+    chosen = layout(settings(device="cuda"), [node(16, 1)])
     with pytest.raises(PosemillError, match=missing) as refused:
         check_placement(chosen, nodes)
     assert f"on {len(nodes)} nodes" in str(refused.value)

@@ -25,10 +25,9 @@ def read_table(output: str) -> pa.Table:
 
 
 def assert_accounted(table: pa.Table, units: int) -> None:
-    """Every unit has rows, and no (unit, pts, person) stands twice."""
-    keys = list(
-        zip(*(table[c].to_pylist() for c in ("unit_id", "pts", "person_index")), strict=True)
-    )
+    """Every unit has rows, and no person of a frame stands twice."""
+    names = ("unit_id", "frame_index", "pts", "person_index")
+    keys = list(zip(*(table[name].to_pylist() for name in names), strict=True))
     assert len(set(keys)) == len(keys)
     assert set(table["unit_id"].to_pylist()) == set(range(units))
 

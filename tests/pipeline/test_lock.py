@@ -143,22 +143,21 @@ def test_a_foreign_lock_is_taken_over_once_it_has_been_still(
 def test_a_foreign_lock_that_beats_is_respected(store: Place) -> None:
     output = store.output()
     plant(output)
-    beat = threading.Timer(0.15, plant, [output], {"beats": 1})
-    beat.start()
-    with pytest.raises(PosemillError, match="process 12 on far-away"), make(output, stale_s=30.0):
+
+    def beat(_: str) -> None:
+        plant(output, beats=1)
+
+    lock = Lock(output, (0, 1), beat, stale_s=60.0, poll_s=0.05)
+    with pytest.raises(PosemillError, match="process 12 on far-away"), lock:
         pass
-    beat.join()
     assert document(output)["beats"] == 1
 
 
 def test_a_foreign_lock_that_is_released_is_not_waited_for(store: Place) -> None:
     output = store.output()
     plant(output)
-    release = threading.Timer(0.15, output.remove, [NAME])
-    release.start()
-    with make(output, stale_s=30.0):
-        pass
-    release.join()
+    with Lock(output, (0, 1), lambda _: output.remove(NAME), stale_s=60.0, poll_s=0.05) as lock:
+        assert document(output)["run"] == lock.me["run"]
 
 
 @pytest.mark.parametrize("data", [b"", b"not json", b"[1]", b"{}"])
@@ -171,10 +170,13 @@ def test_a_damaged_lock_is_watched_as_a_foreign_one(store: Place, data: bytes) -
     assert "process unknown on unknown" in waits[0]
 
 
-def test_of_two_that_take_over_at_once_one_stays(store: Place) -> None:
+def test_of_two_that_take_over_at_once_one_stays(
+    store: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both see the dead one, and the later removes what the earlier has just created."""
+    monkeypatch.setattr(module, "_SETTLE_S", 2.0)
     plant(store.output(), **dead_process())
-    earlier = Lock(store.output(), (0, 1), print, poll_s=1.0)
+    earlier = Lock(store.output(), (0, 1), print, poll_s=2.0)
     later = make(store.output())
     outcome: list[str] = []
 
