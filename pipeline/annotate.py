@@ -162,10 +162,9 @@ class Run:
         judge = Judge(self.settings.max_failures)
         for start in range(0, len(todo), _SHARDS_PER_WAVE):
             wave = todo[start : start + _SHARDS_PER_WAVE]
-            few = max(_FEW_SHARDS, len(wave) // 20)
             told: set[int] = set()
             for attempt in (executor.run, executor.run, executor.run_unit_by_unit):
-                if attempt == executor.run_unit_by_unit and len(wave) > few:
+                if attempt == executor.run_unit_by_unit and len(wave) > _FEW_SHARDS:
                     raise PosemillError(
                         f"{len(wave)} shards were lost twice, which is no fault of single inputs; "
                         "see what Ray printed, mend it, then run the same command again"

@@ -114,26 +114,28 @@ class Executor:
 
     def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:
         """Run every unit of the shards in a task of its own; one that fails becomes a row."""
+        operator = self.layout.estimate
+        task = _annotate_unit.options(num_cpus=operator.cpus, num_gpus=operator.gpus)
         for ref in shards:
             units = read_shard(open_file(self.inputs.output, ref.file), ref.row_group)
-            table = pa.concat_tables([self._one_unit(unit) for unit in units])
+            results = [
+                task.remote(self.decoder, self.estimator, self.inputs.output, unit)
+                for unit in units
+            ]
+            pairs = zip(units, results, strict=True)
+            table = pa.concat_tables([self._rows_of(unit, result) for unit, result in pairs])
             summary = commit(self.inputs.output, ref.shard, table, self.inputs.metadata)
             yield Outcome(ref.shard, summary, True)
 
-    def _one_unit(self, unit: Unit) -> pa.Table:
-        operator = self.layout.estimate
-        task = _annotate_unit.options(num_cpus=operator.cpus, num_gpus=operator.gpus)
+    def _rows_of(self, unit: Unit, result: Any) -> pa.Table:
         try:
-            table: pa.Table = ray.get(
-                task.remote(self.decoder, self.estimator, self.inputs.output, unit)
-            )
+            table: pa.Table = ray.get(result)
         except RayError as error:
             failure = InputError("internal", f"failed alone, too: {_last_line(error)}")
-            num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
             crops = crops_table(failure_rows([unit], failure))
-            return annotation_rows(
-                crops, np.empty((0, num_keypoints, 3), np.float32), num_keypoints
-            )
+            num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
+            nobody = np.empty((0, num_keypoints, 3), np.float32)
+            return annotation_rows(crops, nobody, num_keypoints)
         return table
 
     def _graph(self, shards: Sequence[ShardRef]) -> ray.data.Dataset:
