@@ -126,3 +126,35 @@ def test_partitions_share_one_plan(
     assert posemill_alone(*command, "--partition", "2/2").returncode == 0
     assert_accounted(read_table(str(out)), UNITS)
     assert (out / "_SUCCESS").exists()
+
+
+def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny_weights: str) -> None:
+    """The last resort after Ray lost a shard twice: every unit in a task of its own."""
+    (many / "0001.jpg").write_bytes(b"not a picture")
+    out = tmp_path / "out"
+    script = (
+        "import sys\n"
+        "from pipeline.annotate import Run\n"
+        "from pipeline.config import AnnotateSettings\n"
+        "from pipeline.execute import Executor\n"
+        "from pipeline.progress import Reporter\n"
+        "reporter = Reporter()\n"
+        "run = Run(AnnotateSettings.parse(sys.argv[1:], 'test'), reporter)\n"
+        "shards = list(run._plan(write=True).shards(run.output))\n"
+        "with Executor(run._executor_inputs(), reporter) as executor:\n"
+        "    outcomes = list(executor.run_unit_by_unit(shards))\n"
+        "assert [o.committed for o in outcomes] == [True], outcomes\n"
+    )
+    command = [str(many), str(out), "--weights", tiny_weights, "--limit", "4"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *command],
+        cwd=REPOSITORY,
+        env=job_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    table = read_table(str(out))
+    assert_accounted(table, 4)
+    assert table["status"].to_pylist() == ["ok", "failed", "ok", "ok"]
