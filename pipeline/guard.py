@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import InputError
@@ -51,12 +50,7 @@ class Decoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def ranges(self, uri: str, largest: int) -> list[Range]:
