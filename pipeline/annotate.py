@@ -31,7 +31,7 @@ from pipeline.manifest import Manifest, ShardRef
 from pipeline.messages import DecoderConfig
 from pipeline.plan import Planned, ShardRule, people_expected, plan
 from pipeline.progress import Meter, Reporter
-from pipeline.stages import EstimatorSpec, Summary
+from pipeline.stages import EstimatorSpec, Outcome, Summary, access_failures
 from pipeline.storage import Output, StorageOptions
 from pipeline.units import GivenBox
 
@@ -45,28 +45,36 @@ _FEW_SHARDS = 20
 
 
 class Judge:
-    """Stops a run of whose latest units too many fail: wrong credentials, a wrong bucket."""
+    """Stops a run of which too much fails.
+
+    Of all failures the share in the whole run counts, as a folder of bad pictures is no reason to
+    stop. Of objects that cannot be fetched the latest units count: credentials may expire late.
+    """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
+        self._run = Summary()
         self._latest: deque[Summary] = deque()
-        self._units = 0
 
-    def add(self, summary: Summary) -> None:
-        """Count a shard, done or refused; raises PosemillError."""
-        self._latest.append(summary)
-        self._units += summary.units
-        while self._units - self._latest[0].units >= _UNITS_BEFORE_JUDGING:
-            self._units -= self._latest.popleft().units
-        failed = sum(s.failed_units for s in self._latest)
-        if self._units < _UNITS_BEFORE_JUDGING or failed <= self.limit * self._units:
+    def add(self, outcome: Outcome) -> None:
+        """Count a shard; raises PosemillError."""
+        if outcome.committed:
+            self._run.add(outcome.summary)
+            self._judge(self._run.units, self._run.failed_units, self._run.failed)
+        self._latest.append(outcome.summary)
+        units = sum(summary.units for summary in self._latest)
+        while units - self._latest[0].units >= _UNITS_BEFORE_JUDGING:
+            units -= self._latest.popleft().units
+        codes = sum((access_failures(summary) for summary in self._latest), Counter[str]())
+        self._judge(units, codes.total(), codes)
+
+    def _judge(self, units: int, failed: int, codes: Counter[str]) -> None:
+        if units < _UNITS_BEFORE_JUDGING or failed <= self.limit * units:
             return
-        codes = sum((s.failed for s in self._latest), Counter[str]())
         code, count = codes.most_common(1)[0]
         raise PosemillError(
-            f"{failed} of the latest {self._units} units failed (most: {code}, {count}), over "
-            f"--max-failures {self.limit:g}; check the inputs and the credentials, then run the "
-            "same command again"
+            f"{failed} of {units} units failed (most: {code}, {count}), over --max-failures "
+            f"{self.limit:g}; check the inputs and the credentials, then run the same command again"
         )
 
 
@@ -163,14 +171,14 @@ class Run:
         for start in range(0, len(todo), _SHARDS_PER_WAVE):
             wave = todo[start : start + _SHARDS_PER_WAVE]
             told: set[int] = set()
-            for attempt in (executor.run, executor.run, executor.run_unit_by_unit):
+            for attempt in (executor.run, executor.run_again, executor.run_unit_by_unit):
                 if attempt == executor.run_unit_by_unit and len(wave) > _FEW_SHARDS:
                     raise PosemillError(
                         f"{len(wave)} shards were lost twice, which is no fault of single inputs; "
                         "see what Ray printed, mend it, then run the same command again"
                     )
                 for outcome in attempt(wave):
-                    judge.add(outcome.summary)
+                    judge.add(outcome)
                     if outcome.committed and outcome.shard not in told:
                         told.add(outcome.shard)
                         meter.add(outcome.summary)
@@ -180,7 +188,7 @@ class Run:
                     break
                 executor.keep_log = True
                 names = ", ".join(str(ref.shard) for ref in wave[:5])
-                self.reporter.say(f"{len(wave)} shards were lost (first: {names}); again")
+                self.reporter.say(f"{len(wave)} shards are not written (first: {names}); once more")
             if wave:
                 raise PosemillError(
                     f"shard {wave[0].shard} could not be written after three attempts; see what "

@@ -97,9 +97,17 @@ class Executor:
     def run(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:
         """Run shards as one Ray Data graph; yields each that came through.
 
-        Ends early, with a warning, when Ray gives up; the caller looks at what is missing.
+        Shards of which most cannot be fetched are not committed yet. Ends early, with a warning,
+        when Ray gives up; the caller looks at what is missing.
         """
-        graph = self._graph(shards)
+        yield from self._run(shards, final=False)
+
+    def run_again(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:
+        """As `run`, and what still cannot be fetched gets its rows."""
+        yield from self._run(shards, final=True)
+
+    def _run(self, shards: Sequence[ShardRef], final: bool) -> Iterator[Outcome]:
+        graph = self._graph(shards, final)
         try:
             for row in graph.iter_rows():
                 summary = Summary.from_json(row["summary"])
@@ -124,7 +132,8 @@ class Executor:
             ]
             pairs = zip(units, results, strict=True)
             table = pa.concat_tables([self._rows_of(unit, result) for unit, result in pairs])
-            summary = commit(self.inputs.output, ref.shard, table, self.inputs.metadata)
+            counts = Summary.of(table)
+            summary = commit(self.inputs.output, ref.shard, table, counts, self.inputs.metadata)
             yield Outcome(ref.shard, summary, True)
 
     def _rows_of(self, unit: Unit, result: Any) -> pa.Table:
@@ -138,7 +147,7 @@ class Executor:
             return annotation_rows(crops, nobody, num_keypoints)
         return table
 
-    def _graph(self, shards: Sequence[ShardRef]) -> ray.data.Dataset:
+    def _graph(self, shards: Sequence[ShardRef], final: bool) -> ray.data.Dataset:
         i, layout = self.inputs, self.layout
         blocks = [pa.Table.from_pylist([asdict(ref)]) for ref in shards]
         graph: ray.data.Dataset = ray.data.from_arrow(blocks)
@@ -146,7 +155,7 @@ class Executor:
             graph, PrepareStage, (self.decoder, i.output, layout.decoders), layout.prepare
         )
         graph = _stage(graph, EstimateStage, (self.estimator, layout.threads), layout.estimate)
-        return _stage(graph, CommitStage, (i.output, i.metadata), layout.commit)
+        return _stage(graph, CommitStage, (i.output, i.metadata, final), layout.commit)
 
 
 def _last_line(error: RayError) -> str:

@@ -164,9 +164,11 @@ def estimate_rows(estimator: Estimator, table: pa.Table) -> pa.Table:
     cropper = estimator.cropper
     crops = crops_of(table, (len(cropper.scales), cropper.size, cropper.size, 3))
     keypoints = estimator.estimate_crops(crops)
-    people = table.filter(table["person_index"].is_valid())
+    # Without the crops: to filter them would copy them.
+    rows = table.drop_columns("crop")
+    people = rows.filter(rows["person_index"].is_valid())
     sizes = zip(people["width"].to_pylist(), people["height"].to_pylist(), strict=True)
-    boxes = boxes_of(table)
+    boxes = boxes_of(rows)
     for n, (width, height) in enumerate(sizes):
         keypoints[n : n + 1] = cropper.to_picture(
             keypoints[n : n + 1], boxes[n : n + 1], width, height
@@ -211,18 +213,19 @@ class EstimateStage:
 class CommitStage:
     """The commit as Ray Data calls it."""
 
-    def __init__(self, output: Output, metadata: dict[bytes, bytes]) -> None:
+    def __init__(self, output: Output, metadata: dict[bytes, bytes], final: bool) -> None:
         self.output = output
         self.metadata = metadata
+        self.final = final
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """shard, payload with keypoints, seconds -> shard, summary, committed."""
         started = time.monotonic()
         shard, table, seconds = _unrow(batch)
         summary = Summary.of(table)
-        committed = not out_of_reach(summary)
+        committed = self.final or not out_of_reach(summary)
         if committed:
-            summary = commit(self.output, shard, table, self.metadata)
+            summary = commit(self.output, shard, table, summary, self.metadata)
         summary.seconds.update(seconds | {"commit": time.monotonic() - started})
         row = {"shard": [shard], "summary": [summary.to_json()], "committed": [committed]}
         return pa.table(row)
@@ -239,12 +242,18 @@ class Outcome:
 
 def out_of_reach(summary: Summary) -> bool:
     """Whether most of a shard could not be fetched, which says more of the storage than of it."""
-    return 2 * sum(summary.failed[code] for code in _ACCESS_CODES) > summary.units
+    return 2 * access_failures(summary).total() > summary.units
 
 
-def commit(output: Output, shard: int, table: pa.Table, metadata: dict[bytes, bytes]) -> Summary:
+def access_failures(summary: Summary) -> Counter[str]:
+    """Failures that are the storage's or the credentials', by code."""
+    return Counter({code: summary.failed[code] for code in _ACCESS_CODES})
+
+
+def commit(
+    output: Output, shard: int, table: pa.Table, summary: Summary, metadata: dict[bytes, bytes]
+) -> Summary:
     """Create the shard's part; the summary of the part that stands, whoever wrote it."""
-    summary = Summary.of(table)
     if commit_part(output, shard, table, metadata, summary.to_json()):
         return summary
     (text,) = part_summaries(output, {shard})

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.annotate import Judge
 from pipeline.errors import PosemillError
-from pipeline.stages import Summary, out_of_reach
+from pipeline.stages import Outcome, Summary, out_of_reach
 
 
 def shard(units: int, failed: int, code: str = "not_found") -> Summary:
@@ -18,32 +18,45 @@ def shard(units: int, failed: int, code: str = "not_found") -> Summary:
     )
 
 
+def done(summary: Summary, committed: bool = True) -> Outcome:
+    """The shard, as it came out of the graph."""
+    return Outcome(0, summary, committed)
+
+
 def test_small_runs_are_not_judged() -> None:
     """199 failures may be bad luck."""
-    Judge(0.5).add(shard(199, 199))
+    Judge(0.5).add(done(shard(199, 199)))
 
 
 def test_too_many_failures_are_told_with_their_code() -> None:
     """At 200 units, more than half."""
     judge = Judge(0.5)
-    judge.add(shard(100, 50))
-    with pytest.raises(PosemillError, match=r"150 of the latest 200 units failed.*not_found, 150"):
-        judge.add(shard(100, 100))
+    judge.add(done(shard(100, 50)))
+    with pytest.raises(PosemillError, match=r"150 of 200 units failed \(most: not_found, 150\)"):
+        judge.add(done(shard(100, 100)))
 
 
 def test_exactly_the_limit_is_allowed() -> None:
     """Over the limit means over it."""
-    Judge(0.5).add(shard(400, 200))
+    Judge(0.5).add(done(shard(400, 200)))
 
 
-def test_a_good_beginning_does_not_hide_a_bad_end() -> None:
-    """The latest units count, not all of them: credentials may expire after a million."""
+def test_a_folder_of_bad_pictures_does_not_stop_a_run() -> None:
+    """Their share in the whole run is small."""
+    judge = Judge(0.5)
+    judge.add(done(shard(1000, 0)))
+    for _ in range(5):
+        judge.add(done(shard(100, 100, "corrupt")))
+
+
+def test_credentials_that_expire_late_stop_a_run() -> None:
+    """The latest units count, however many went well before; nothing of them was committed."""
     judge = Judge(0.5)
     for _ in range(1000):
-        judge.add(shard(100, 0))
-    judge.add(shard(100, 100))
-    with pytest.raises(PosemillError, match="not_found"):
-        judge.add(shard(100, 100))
+        judge.add(done(shard(100, 0)))
+    judge.add(done(shard(100, 100, "forbidden"), committed=False))
+    with pytest.raises(PosemillError, match="forbidden, 200"):
+        judge.add(done(shard(100, 100, "forbidden"), committed=False))
 
 
 @pytest.mark.parametrize(
