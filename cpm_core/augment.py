@@ -7,7 +7,7 @@ sample itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -19,12 +19,17 @@ from cpm_core.skeleton import Skeleton
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled person: RGB image (H, W, 3), box x, y, w, h, keypoints (K, 2), labelled (K,)."""
+    """One labelled person: RGB image (H, W, 3), box x, y, w, h, keypoints (K, 2), labelled (K,).
+
+    `others` (P, K, 2) and `others_labelled` (P, K) are the other people in the picture.
+    """
 
     image: NDArray[np.uint8]
     box: NDArray[np.float64]
     keypoints: NDArray[np.float64]
     labelled: NDArray[np.bool_]
+    others: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0, 2)))
+    others_labelled: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,21 @@ def training_crop(
     box = sample.box + np.append(rng.uniform(-options.shift, options.shift, 2) * side, [0, 0])
     flip = bool(options.flip and rng.random() < 0.5)
     matrix = crop_matrix(box, size, factor, angle, flip)
-    keypoints = transform(sample.keypoints, matrix)
-    labelled = sample.labelled & inside(keypoints, size, size)
-    if flip:
-        keypoints, labelled = keypoints[skeleton.flip_order], labelled[skeleton.flip_order]
+    order = skeleton.flip_order if flip else np.arange(len(skeleton))
+
+    def moved(
+        points: NDArray[np.float64], labelled: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        points = transform(points, matrix)[..., order, :]
+        return points, labelled[..., order] & inside(points, size, size)
+
+    keypoints, labelled = moved(sample.keypoints, sample.labelled)
+    others, others_labelled = sample.others, sample.others_labelled
+    if len(others):
+        others, others_labelled = moved(others, others_labelled)
     crop = _recolor(warp(sample.image, matrix, size), options, rng)
-    return Sample(crop, np.array([0, 0, size, size], dtype=np.float64), keypoints, labelled)
+    whole = np.array([0, 0, size, size], dtype=np.float64)
+    return Sample(crop, whole, keypoints, labelled, others, others_labelled)
 
 
 def _recolor(

@@ -9,7 +9,7 @@ from cpm_core.errors import CpmError
 from cpm_core.skeleton import load_skeleton
 from jobs.run import run
 from pipeline.errors import UsageError
-from pipeline.samples import ImportSettings, import_json
+from pipeline.importing import ImportSettings, import_json
 
 
 def main(arguments: list[str] | None = None) -> int:
