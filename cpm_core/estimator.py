@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -97,6 +98,20 @@ class Estimator:
         stages = self._batches(self.cropper.cut(picture, boxes), every_stage=True)
         height, width = picture.shape[:2]
         return np.stack([self.cropper.to_picture(s, boxes, width, height) for s in stages])
+
+    @torch.inference_mode()
+    def belief(
+        self, picture: NDArray[np.uint8], box: ArrayLike
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """What the network sees of one person, and its maps after every stage.
+
+        The base crop (S, S, 3) for a box x, y, w, h of an RGB picture (H, W, 3), and maps (T,
+        K + 1, S / 8, S / 8) on its grid, background last. Raises ValueError as `estimate`.
+        """
+        boxes = _as_boxes(box)[None]
+        base = replace(self.cropper, scales=(1.0,)).cut(picture, boxes)[0, 0]
+        images = torch.from_numpy(self.cropper.cut(picture, boxes)).to(self.device)
+        return base, self._belief(images, every_stage=True)[:, 0].cpu().numpy()
 
     def estimate_crops(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Keypoints (N, K, 3) in base-crop pixels for RGB crops (N, V, S, S, 3) from `cropper.cut`.
