@@ -34,13 +34,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training crop may differ from the plain one; `NONE`, all zeros, gives that one.
+    """How far a training crop may differ from the plain one; `NONE` gives that one.
 
-    `shift` is a share of the box's longer side, `brightness` of half the range of values;
-    `contrast` and `color` (per channel) are gains around 1.
+    `scale` is the range of magnifications. `shift` is a share of the box's longer side,
+    `brightness` of half the range of values; `contrast` and `color` (per channel) are gains
+    around 1.
     """
 
-    log_scale: float = 0.3
+    scale: tuple[float, float] = (0.7, 1.3)
     rotation_degrees: float = 40.0
     shift: float = 0.05
     flip: bool = True
@@ -49,7 +50,7 @@ class Augmentation:
     color: float = 0.1
 
 
-NONE = Augmentation(0, 0, 0, False, 0, 0, 0)
+NONE = Augmentation((1.0, 1.0), 0, 0, False, 0, 0, 0)
 
 
 def training_crop(
@@ -66,7 +67,7 @@ def training_crop(
     as unlabelled.
     """
     rng = np.random.default_rng(seed)
-    factor = box_factor * np.exp(rng.uniform(-options.log_scale, options.log_scale))
+    factor = box_factor / rng.uniform(*options.scale)
     angle = np.deg2rad(rng.uniform(-options.rotation_degrees, options.rotation_degrees))
     side = max(sample.box[2:])
     box = sample.box + np.append(rng.uniform(-options.shift, options.shift, 2) * side, [0, 0])

@@ -82,12 +82,15 @@ class CpmConfig:
         return self.input_size // STRIDE
 
     def at_size(self, input_size: int) -> CpmConfig:
-        """The same net for another input size, label and centre sigma in proportion."""
+        """The same net for another input size, sigmas in proportion.
+
+        A net without a centre map keeps its label sigma: it was chosen in cells.
+        """
         ratio = input_size / self.input_size
         return replace(
             self,
             input_size=input_size,
-            label_sigma=self.label_sigma * ratio,
+            label_sigma=self.label_sigma * (ratio if self.centre_sigma else 1),
             centre_sigma=self.centre_sigma * ratio,
         )
 

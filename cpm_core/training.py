@@ -1,7 +1,7 @@
 """The training step without a cluster: loss at every stage, optimiser, schedule, mean weights.
 
-`pipeline.train` feeds it from Ray and moves its state to and from checkpoints; a plain loop can do
-the same.
+`pipeline.training` feeds it from Ray and moves its state to and from checkpoints; a plain loop can
+do the same.
 """
 
 from __future__ import annotations
@@ -9,100 +9,70 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpm_core.augment import Augmentation
 from cpm_core.config import STRIDE
 from cpm_core.decode import decode
-from cpm_core.errors import ConfigError
 from cpm_core.lite import LiteTrunk
 from cpm_core.losses import LOSSES
-from cpm_core.metrics import limb_joints, pck_lspet
+from cpm_core.metrics import Pck, limb_joints, pck_lspet
 from cpm_core.model import Cpm
+from cpm_core.recipe import Recipe, parameter_groups
 from cpm_core.skeleton import Skeleton
 from cpm_core.targets import belief_maps, map_weights
 
-
-@dataclass(frozen=True)
-class Phase:
-    """From this share of the run on, crops have this size in pixels."""
-
-    start: float
-    size: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Over the run, the labels' sigma goes from `first_sigma` to `last_sigma` times the network's own.
-    `box_factor` is the side of the plain crop in units of the box's longer side.
-    """
-
-    epochs: int = 12
-    batch_size: int = 32
-    phases: tuple[Phase, ...] = (Phase(0.0, 128), Phase(0.55, 192), Phase(0.8, 256))
-    loss: str = "peaked"
-    learning_rate: float = 2e-3
-    trunk_learning_rate: float = 5e-4
-    weight_decay: float = 1e-2
-    warmup_steps: int = 200
-    clip_norm: float = 5.0
-    ema_decay: float = 0.998
-    first_sigma: float = 2.0
-    last_sigma: float = 1.0
-    freeze_blocks: int = 3
-    box_factor: float = 1.25
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"loss is {self.loss!r}; choose one of {', '.join(LOSSES)}")
-        if not any(phase.start == 0 for phase in self.phases):
-            raise ConfigError(f"phases are {self.phases}; one must start at 0")
-
-    def size_at(self, progress: float) -> int:
-        """Crop size for a share 0..1 of the run."""
-        return max((p for p in self.phases if p.start <= progress), key=lambda p: p.start).size
-
-    def sigma_at(self, progress: float) -> float:
-        """Factor on the network's label sigma for a share 0..1 of the run."""
-        return self.first_sigma + (self.last_sigma - self.first_sigma) * progress
-
-    def rate_at(self, step: int, total: int) -> float:
-        """Factor on the learning rates: linear warm-up, then a cosine down to 0."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops (B, S, S, 3) uint8, keypoints (B, K, 2) in crop pixels, labelled (B, K)."""
+    """Crops (B, S, S, 3) uint8, keypoints (B, K, 2) in crop pixels, labelled (B, K).
+
+    `others` (B, P, K, 2) and `others_labelled` (B, P, K) are other people in the crops, padded with
+    people without labels; None where nobody else is annotated.
+    """
 
     crops: Tensor
     keypoints: Tensor
     labelled: Tensor
+    others: Tensor | None = None
+    others_labelled: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        fields = (self.crops, self.keypoints, self.labelled, self.others, self.others_labelled)
+        return Batch(*(None if f is None else f.to(device, non_blocking=True) for f in fields))  # type: ignore[arg-type]
 
 
 class Fit:
-    """A model being trained. `network` may be a wrapper of `model` (DistributedDataParallel)."""
+    """A model being trained, in one of `world` workers that each see their share of every batch.
+
+    `network` may be a wrapper of `model` (DistributedDataParallel), which averages gradients over
+    the workers. Dropout depends on (seed, step, rank) only, so that a resumed run draws the same.
+    """
 
     def __init__(
-        self, model: Cpm, recipe: Recipe, total_steps: int, network: nn.Module | None = None
+        self,
+        model: Cpm,
+        recipe: Recipe,
+        total_steps: int,
+        network: nn.Module | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.model = model
         self.network = network or model
         self.recipe = recipe
         self.total_steps = total_steps
+        self.rank, self.world = rank, world
         self.step_number = 0
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.99))
+        self.optimizer = _optimizer(model, recipe)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
@@ -110,37 +80,60 @@ class Fit:
         """Share of the run that is done, 0..1."""
         return self.step_number / max(1, self.total_steps)
 
-    def step(self, batch: Batch) -> list[float]:
-        """One update; the loss of each stage."""
-        self.network.train()
-        freeze(self.model, self.recipe.freeze_blocks)
-        factor = self.recipe.rate_at(self.step_number, self.total_steps)
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
-        losses = self.losses(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+    def step(self, batch: Batch, total: int | None = None) -> Tensor:
+        """One update; this worker's part (T,) of each stage's loss.
+
+        `total` is the number of samples of the step over all workers (default: this batch is all).
+        The parts of all workers add up to the mean over those samples.
+        """
+        losses = self.gradients(batch, total)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.step_number += 1
         self.average()
-        return [float(loss.detach()) for loss in losses]
+        return losses
 
-    def losses(self, batch: Batch) -> list[Tensor]:
-        """The loss of each stage on a batch, in the graph."""
+    def gradients(self, batch: Batch, total: int | None = None) -> Tensor:
+        """Set learning rates and gradients for the step to come; the losses as in `step`."""
+        self.network.train()
+        freeze(self.model, self.recipe)
+        factor = self.recipe.rate_at(self.step_number, self.total_steps)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        if self.model.config.dropout:
+            _seed_dropout(self.recipe.seed, self.step_number, self.rank)
+        losses = self.losses(batch).sum(dim=1) / (total or len(batch.crops))
+        objective = losses.sum() if self.recipe.intermediate else losses[-1]
+        self.optimizer.zero_grad(set_to_none=True)
+        # The wrapper divides the sum of the workers' gradients by their number.
+        (objective * self.world).backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss (T, B) of each stage and sample, in the graph.
+
+        The first stage sees no centre map, so it cannot know who is meant: its labels are those of
+        everybody in the crop, the later stages' those of the person in the middle (CPM paper,
+        section 4.2).
+        """
         images = batch.crops.permute(0, 3, 1, 2)
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             maps = self.network(images)
-        target = belief_maps(
-            batch.keypoints,
-            batch.labelled,
-            images.shape[-1] // STRIDE,
-            self.model.config.label_sigma * self.recipe.sigma_at(self.progress),
-            self.model.config.cell_offset,
-        )
+        config, cells = self.model.config, images.shape[-1] // STRIDE
+        sigma = config.label_sigma * self.recipe.sigma_at(self.progress)
+        target = belief_maps(batch.keypoints, batch.labelled, cells, sigma, config.cell_offset)
+        everybody = target
+        if batch.others is not None and batch.others_labelled is not None:
+            points = torch.cat([batch.keypoints[:, None], batch.others], dim=1)
+            seen = torch.cat([batch.labelled[:, None], batch.others_labelled], dim=1)
+            everybody = belief_maps(points, seen, cells, sigma, config.cell_offset)
         weights = map_weights(batch.labelled)
         loss = LOSSES[self.recipe.loss]
-        return [loss(stage.float(), target, weights) for stage in maps]
+        mass = 2 * math.pi * (sigma / STRIDE) ** 2
+        targets = [everybody] + [target] * (len(maps) - 1)
+        values = (loss(m.float(), t, weights, mass) for m, t in zip(maps, targets, strict=True))
+        return torch.stack(list(values))
 
     @torch.no_grad()
     def average(self) -> None:
@@ -170,43 +163,37 @@ class Fit:
         self.step_number = int(state["step_number"])
 
 
-def parameter_groups(model: Cpm, recipe: Recipe) -> list[dict[str, Any]]:
-    """Trunk and stages at their own rates; no weight decay on biases and batch norm."""
-    groups: list[dict[str, Any]] = []
-    trunk = {
-        id(p) for part in (model.first, model.shared) if part is not None for p in part.parameters()
-    }
-    for in_trunk, rate in ((True, recipe.trunk_learning_rate), (False, recipe.learning_rate)):
-        for decayed in (True, False):
-            chosen = [
-                p
-                for p in model.parameters()
-                if (id(p) in trunk) == in_trunk and (p.ndim > 1) == decayed
-            ]
-            if chosen:
-                groups.append(
-                    {
-                        "params": chosen,
-                        "lr": rate,
-                        "weight_decay": recipe.weight_decay if decayed else 0,
-                    }
-                )
-    return groups
+def _optimizer(model: Cpm, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, recipe)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=_MOMENTUM)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99))
 
 
-def freeze(model: Cpm, blocks: int) -> None:
-    """Hold the stem and the first blocks of a `lite` trunk: they cost most and learn least.
+def _seed_dropout(seed: int, step: int, rank: int) -> None:
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
 
-    Their batch norm is held too; `model.train()` lets go of that, so call this again after it.
+
+def freeze(model: Cpm, recipe: Recipe) -> None:
+    """Hold the first blocks of a `lite` trunk (they cost most and learn least), and batch norm.
+
+    A held batch norm keeps its statistics, too; `model.train()` lets go of that, so call this again
+    after it.
     """
-    if not isinstance(model.shared, LiteTrunk) or not blocks:
-        return
-    for module in [model.shared.stem, *model.shared.blocks[:blocks]]:
-        module.eval().requires_grad_(False)
+    if isinstance(model.shared, LiteTrunk) and recipe.freeze_blocks:
+        for module in [model.shared.stem, *model.shared.blocks[: recipe.freeze_blocks]]:
+            module.eval().requires_grad_(False)
+    if recipe.freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def stage_pck(model: Cpm, skeleton: Skeleton, batches: Iterable[Batch]) -> list[float]:
+def stage_pck(
+    model: Cpm, skeleton: Skeleton, batches: Iterable[Batch], bf16: bool = True
+) -> list[Pck]:
     """PCK@0.2 after each stage, on plain crops: limb joints, or all where a skeleton has none.
 
     Leaves the model in eval mode.
@@ -216,7 +203,7 @@ def stage_pck(model: Cpm, skeleton: Skeleton, batches: Iterable[Batch]) -> list[
     model.eval()
     for batch in batches:
         images = batch.crops.permute(0, 3, 1, 2)
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             maps = model(images)
         points = [
             decode(stage[:, :-1], model.config.cell_offset)[..., :2].cpu().numpy() for stage in maps
@@ -230,4 +217,4 @@ def stage_pck(model: Cpm, skeleton: Skeleton, batches: Iterable[Batch]) -> list[
     joints = limbs if limbs.any() else None
     truth, seen = np.concatenate(labels), np.concatenate(labelled)
     stages = (np.concatenate([p[t] for p in predicted]) for t in range(len(predicted[0])))
-    return [pck_lspet(points, truth, seen, skeleton, joints=joints).total for points in stages]
+    return [pck_lspet(points, truth, seen, skeleton, joints=joints) for points in stages]

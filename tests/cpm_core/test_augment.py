@@ -94,8 +94,8 @@ def test_how_far_crops_differ(sample, hands):
         options = replace(NONE, shift=0.05)
         moved = training_crop(sample, hands, 128, 1.25, options, (i,)).keypoints
         shifts.append(moved[0] - plain[0])
-    assert np.exp(-0.3) <= min(sides) < 0.76
-    assert 1.33 < max(sides) <= np.exp(0.3)
+    assert 0.7 <= min(sides) < 0.72
+    assert 1.28 < max(sides) <= 1.3
     assert -40 <= min(angles) < -39
     assert 39 < max(angles) <= 40
     # 5 % of the longer side (140 px), in a crop where 1.25 times that side is 128 px.
