@@ -42,8 +42,8 @@ def overlay(picture: Picture, belief: NDArray[np.floating], cell_offset: float =
     strength = np.clip(enlarged, 0, 1)
     levels = np.rint(strength * 255).astype(np.uint8)
     colors = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[..., ::-1]
-    # The root keeps weak beliefs visible: where stage 1 hesitates is what one looks for.
-    opacity = _MOST_OPAQUE * np.sqrt(strength)[..., None]
+    # Full from half belief on: peaks of a half are common, and one looks for rivals weaker still.
+    opacity = _MOST_OPAQUE * np.minimum(1, 2 * strength)[..., None]
     return np.rint(picture * (1 - opacity) + colors * opacity).astype(np.uint8)
 
 

@@ -12,6 +12,7 @@ _COMMANDS = {
     "import": "turn labelled pictures into a training table",
     "train": "train or fine-tune a network",
     "evaluate": "measure weights on a training table",
+    "belief": "draw what a network believes about a joint, stage by stage",
 }
 
 
