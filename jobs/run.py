@@ -7,28 +7,32 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.errors import PosemillError, UsageError
+from pipeline.errors import LockedError, PosemillError, UsageError
 from pipeline.settings import Settings
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USAGE, NOTHING_TO_DO, LOCKED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 S = TypeVar("S", bound=Settings)
 
 
 def run(
-    program: str, kind: type[S], job: Callable[[S], None], arguments: list[str] | None = None
+    program: str, kind: type[S], job: Callable[[S], int | None], arguments: list[str] | None = None
 ) -> int:
     """Parse, run, and say in one line what went wrong.
 
-    Exit codes: 0 finished, 1 could not finish, 2 wrong settings, 130 stopped by Ctrl-C.
+    Exit codes: 0 finished, 1 could not finish, 2 wrong settings, 3 nothing to do (where a job says
+    so), 4 another run works on the same output, 130 stopped by Ctrl-C.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("posemill").setLevel(logging.INFO)
     try:
-        job(kind.parse(sys.argv[1:] if arguments is None else arguments, program))
+        code = job(kind.parse(sys.argv[1:] if arguments is None else arguments, program))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
+    except LockedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return LOCKED
     except PosemillError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
@@ -37,4 +41,4 @@ def run(
             "stopped; what is done is kept: run the same command again to continue", file=sys.stderr
         )
         return INTERRUPTED
-    return DONE
+    return DONE if code is None else code

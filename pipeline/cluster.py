@@ -83,6 +83,18 @@ def connect(given_address: str | None, dashboard: bool = False) -> None:
 
 
 @contextmanager
+def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
+    """Connected to Ray while inside; a connection that was there before is left alone."""
+    owns = not ray.is_initialized()
+    connect(address, dashboard)
+    try:
+        yield
+    finally:
+        if owns:
+            ray.shutdown()
+
+
+@contextmanager
 def native_stderr_to(path: Path) -> Iterator[None]:
     """While inside, what is written to this process's standard error goes to a file.
 

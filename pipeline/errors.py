@@ -14,6 +14,10 @@ class UsageError(PosemillError):
     """A setting is wrong."""
 
 
+class LockedError(PosemillError):
+    """Another run works on the same output."""
+
+
 class InputError(Exception):
     """One unit cannot be annotated; it becomes a row with this code."""
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import PosemillError
+from pipeline.errors import LockedError, PosemillError
 from pipeline.storage import Output
 
 _HEARTBEAT_S = 30.0
@@ -32,7 +32,7 @@ _UNKNOWN = dict.fromkeys(("run", "host", "boot", "pid", "process_start", "starte
 class Lock:
     """Holds `_lock-i-of-n` of an output while in a `with` block.
 
-    Raises PosemillError naming the run that holds it. `on_wait` is told why it waits for a lock
+    Raises LockedError naming the run that holds it. `on_wait` is told why it waits for a lock
     that may be stale.
     """
 
@@ -147,8 +147,8 @@ class Lock:
             if now != first:
                 raise self._held_by(_parse(now))
 
-    def _held_by(self, holder: dict[str, Any]) -> PosemillError:
-        return PosemillError(
+    def _held_by(self, holder: dict[str, Any]) -> LockedError:
+        return LockedError(
             f"{self.output.uri} is in use by another run: process {holder['pid']} on "
             f"{holder['host']}, started {holder['started']}; wait for it, or give another --output"
         )

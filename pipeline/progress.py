@@ -107,6 +107,11 @@ class Meter:
 
     def _left(self) -> str:
         left = self.total - self.before - self.so_far.units
-        seconds = round(left * self.seconds / max(1, self.so_far.units))
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
+        return duration(left * self.seconds / max(1, self.so_far.units))
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"

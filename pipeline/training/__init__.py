@@ -1,0 +1,1 @@
+"""Training on Ray: settings, the driver, the workers' loop, their feed, the log book."""

@@ -1,0 +1,150 @@
+"""What a run leaves behind about itself: JSON lines, TensorBoard, and what a person sees."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from tensorboardX import SummaryWriter
+
+from pipeline.storage import Output
+
+LOG = "log.jsonl"
+EVENTS = "tensorboard"
+_SYNC_EVERY_S = 60.0
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where workers leave records for the driver, and learn that it wants to stop."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.stopping = False
+
+    def post(self, record: dict[str, Any]) -> bool:
+        """Leave a record; whether the run shall stop."""
+        self.records.append(record)
+        return self.stopping
+
+    def take(self) -> list[dict[str, Any]]:
+        """All records since the last call."""
+        records, self.records = self.records, []
+        return records
+
+    def stop(self) -> None:
+        """Ask the workers to write a checkpoint and stop."""
+        self.stopping = True
+
+
+class Logbook:
+    """Writes records to `log.jsonl` and `tensorboard/` in the run's folder.
+
+    Files grow on a local disk; for a run in object storage that is a temporary one, and what
+    changed is copied every minute.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self._stack = ExitStack()
+        self._writer: SummaryWriter | None = None
+        self._sizes: dict[str, int] = {}
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.output.protocol == "file":
+            self.folder = Path(self.output.root)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            self._fetch_log()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        with self._stack:
+            self._sync()
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after the step at which the run goes on."""
+        path = self.folder / LOG
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = SummaryWriter(str(self.folder / EVENTS), purge_step=step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a record: numbers to both, a picture to TensorBoard only."""
+        step = record.get("step", 0)
+        if record["kind"] == "picture":
+            if self._writer is not None:
+                self._writer.add_image(record["tag"], record["picture"], step, dataformats="HWC")
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, **record}) + "\n")
+        if self._writer is not None:
+            for tag, value in _scalars(record):
+                self._writer.add_scalar(tag, value, step)
+        if time.monotonic() - self._synced >= _SYNC_EVERY_S:
+            self._sync()
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records of the run so far, those of earlier starts included."""
+        path = self.folder / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [record for line in lines if (record := _parse(line))]
+
+    def _fetch_log(self) -> None:
+        data = self.output.read(LOG)
+        if data is not None:
+            (self.folder / LOG).write_bytes(data)
+
+    def _sync(self) -> None:
+        self._synced = time.monotonic()
+        if self._writer is not None:
+            self._writer.flush()
+        if self.output.protocol == "file":
+            return
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and self._sizes.get(str(path)) != path.stat().st_size:
+                self._sizes[str(path)] = path.stat().st_size
+                self.output.replace(str(path.relative_to(self.folder)), path.read_bytes())
+
+
+def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
+    if record["kind"] == "progress":
+        stages = [(f"loss/stage-{t + 1}", v) for t, v in enumerate(record["loss"])]
+        names = ("learning_rate", "samples_per_second", "size")
+        return [*stages, *((f"train/{name}", record[name]) for name in names)]
+    if record["kind"] == "epoch":
+        return [(f"tune-pck/stage-{t + 1}", v) for t, v in enumerate(record["tune_pck"])]
+    return []
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """A line of the log; one that a kill cut short is none."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return record
+
+
+def _step_of(line: str) -> float:
+    return float(_parse(line).get("step", 0)) if _parse(line) else float("inf")

@@ -1,0 +1,88 @@
+"""`run.json`: what a run is, so that the same name continues the same run and no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cpm_core.config import CpmConfig
+from pipeline.errors import UsageError
+from pipeline.samples import SampleTable
+from pipeline.settings import flag_of
+from pipeline.storage import Output
+from pipeline.training.settings import TrainSettings
+
+RECORD = "run.json"
+
+
+class RunRecord:
+    """The document of a run: its identity, its starts, and how it ended."""
+
+    def __init__(self, output: Output, identity: dict[str, Any]) -> None:
+        self.output = output
+        data = output.read(RECORD)
+        self.document: dict[str, Any] = json.loads(data) if data else {"starts": [], "finished": {}}
+        before = self.document.get("identity")
+        if before is not None:
+            _refuse_another(output.uri, before, identity)
+        self.document["identity"] = identity
+
+    @property
+    def finished(self) -> dict[str, Any]:
+        """What `finish` was told; empty while the run goes on."""
+        finished: dict[str, Any] = self.document["finished"]
+        return finished
+
+    def start(self, settings: TrainSettings) -> None:
+        """Note a start of the run."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.document["starts"].append({"time": now, "settings": settings.model_dump()})
+        self.document["finished"] = {}
+        self._write()
+
+    def finish(self, **values: Any) -> None:
+        """Note that the run is complete."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.document["finished"] = {"time": now, **values}
+        self._write()
+
+    def _write(self) -> None:
+        self.output.replace(RECORD, json.dumps(self.document, indent=2).encode())
+
+
+def identity(settings: TrainSettings, config: CpmConfig, table: SampleTable) -> dict[str, Any]:
+    """What must stay the same from one start of a run to the next.
+
+    Files count by what is in them. `epochs` is not in it: a finished run may be given more.
+    """
+    recipe = settings.recipe().to_dict()
+    del recipe["epochs"]
+    files = {name: _content(getattr(settings, name)) for name in ("start_from", "trunk")}
+    values = {
+        "samples": table.digest,
+        "network": asdict(config),
+        "skeleton": json.loads(table.skeleton.to_json()),
+        **files,
+        **recipe,
+    }
+    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+
+def _content(path: str | None) -> str | None:
+    if path is None or not Path(path).is_file():
+        return path
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def _refuse_another(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    differing = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    if differing:
+        flags = ", ".join(flag_of(name) for name in differing)
+        raise UsageError(
+            f"{uri} was started with other settings or data ({flags}); give the same ones to "
+            "continue it, or another --name"
+        )

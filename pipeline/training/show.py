@@ -1,0 +1,61 @@
+"""What a person sees of a training run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.progress import Reporter, duration
+from pipeline.training.logbook import Logbook
+
+_NAMED_BAD_SAMPLES = 5
+
+
+class Show:
+    """Passes records on to the log book and says the gist of them."""
+
+    def __init__(self, reporter: Reporter, logbook: Logbook, total_steps: int) -> None:
+        self.reporter, self.logbook = reporter, logbook
+        self.total_steps = total_steps
+        self.stopping = False
+        self._bad = 0
+
+    def stop(self) -> None:
+        """Say that the workers were asked to stop."""
+        self.stopping = True
+        self.reporter.say("stopping after a checkpoint; once more to stop at once")
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Take one record of the workers."""
+        kind = record["kind"]
+        if kind == "start":
+            self.logbook.rewind(record["step"])
+        self.logbook.write(record)
+        match kind:
+            case "start":
+                how = f"from step {record['step']}" if record["step"] else "from the start"
+                self.reporter.say(f"{record['workers']} workers, {self.total_steps} steps, {how}")
+            case "progress":
+                self.reporter.say(self._progress(record))
+            case "epoch":
+                self.reporter.say(_epoch(record))
+            case "lost_worker":
+                self.reporter.say(f"going on from the last checkpoint after {record['message']}")
+            case "bad_sample":
+                self._bad += 1
+                if self._bad <= _NAMED_BAD_SAMPLES:
+                    self.reporter.say(f"left out: {record['message']}")
+
+    def _progress(self, record: dict[str, Any]) -> str:
+        losses = " ".join(f"{value:.3f}" for value in record["loss"])
+        left = (self.total_steps - record["step"]) * record["seconds_per_step"]
+        return (
+            f"step {record['step']} of {self.total_steps} ({record['size']} px): loss by stage "
+            f"{losses}, {record['samples_per_second']:.1f} samples/s, {duration(left)} left"
+        )
+
+
+def _epoch(record: dict[str, Any]) -> str:
+    if not record["tune_pck"]:
+        return f"epoch {record['epoch']:g} done; no split 'tune' to measure on"
+    stages = " ".join(f"{value:.1f}" for value in record["tune_pck"])
+    return f"epoch {record['epoch']:g} done; PCK on the tuning split by stage {stages} %"
