@@ -46,6 +46,7 @@ def picture(tmp_path: Path) -> str:
     [
         (["--joint", "right_elbow"], 1),
         (["--joint", "right_elbow", "head_top"], 2),
+        (["--joint", "neck", "--device", "cpu", "--joint", "head_top"], 2),  # one by one
         ([], 14),  # all joints
         (["--joint", "neck", "--box", "10", "5.5", "40", "60"], 1),
         (["--joint", "neck", "--box", "-10", "-20", "40", "60"], 1),  # partly outside
