@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cpm_core.augment import Augmentation, Sample, training_crop
@@ -19,12 +16,10 @@ from cpm_core.config import preset
 from cpm_core.skeleton import Skeleton
 from cpm_core.weights import WeightsInfo
 from pipeline.errors import UsageError
-from pipeline.samples import decode_sample, read_skeleton
+from pipeline.samples import RowReader, SampleTable, decode_sample
 
 _NETWORK = preset("cpm-lite")
 _COLUMNS = 3
-_ROWS_AT_ONCE = 8
-_BUFFER = 1 << 20
 _FORMATS = (".jpg", ".jpeg", ".png")
 
 
@@ -37,26 +32,30 @@ def write_sheet(
     seed: int = 0,
     box_factor: float = WeightsInfo.box_factor,
     sigma: float = _NETWORK.label_sigma,
+    split: str | None = None,
 ) -> int:
     """Draw training crops of a samples table on one sheet; returns how many are on it.
 
-    Up to `count` samples spread over the table, cropped as in the first epoch of a training run
-    with this augmentation, crop size in pixels (default: that of cpm-lite), seed and box factor;
-    `sigma` of the target in crop pixels. Raises UsageError for a file that cannot be written or is
-    no samples table.
+    Up to `count` samples spread over the table or a split of it, cropped as in the first epoch of a
+    training run with this augmentation, crop size in pixels (default: that of cpm-lite), seed and
+    box factor; `sigma` of the target in crop pixels. Raises UsageError for a file that cannot be
+    written or is no samples table.
     """
     check_picture_name(to)
-    skeleton = read_skeleton(samples)
-    size = size or _NETWORK.input_size
+    table = SampleTable(samples)
+    skeleton, side = table.skeleton, size or _NETWORK.input_size
     tiles, captions = [], []
-    for row in _spread(samples, count):
+    for row in _spread(table, split, count):
         at = (seed, 0, int(row["sample_id"]))
-        sample = training_crop(decode_sample(row), skeleton, size, box_factor, augmentation, at)
-        tiles.append(_tile(sample, skeleton, sigma))
-        labels = f"{sum(row['labelled'])} of {len(skeleton)} joints"
-        captions.append(f"{row['split']} {row['sample_id']}: {Path(row['source']).name}, {labels}")
+        sample = decode_sample(row, table.options)
+        crop = training_crop(sample, skeleton, side, box_factor, augmentation, at)
+        tiles.append(_tile(crop, skeleton, sigma))
+        captions.append(
+            f"{row['split']} {row['sample_id']}: {PurePosixPath(row['source']).name}, "
+            f"{crop.labelled.sum()} of {len(skeleton)} joints"
+        )
     if not tiles:
-        raise UsageError(f"{samples}: the table is empty, nothing to draw")
+        raise UsageError(f"{samples}: no samples{f' in the split {split!r}' if split else ''}")
     write_picture(to, tile_sheet(tiles, captions, _COLUMNS))
     return len(tiles)
 
@@ -74,39 +73,14 @@ def write_picture(to: str, picture: NDArray[np.uint8]) -> None:
         raise UsageError(f"cannot write {to}: use a folder that exists and may be written to")
 
 
-def _spread(samples: str, count: int) -> Iterator[dict[str, Any]]:
-    """Rows spread over the table. Little more than these is read, as rows hold whole pictures."""
-    try:
-        with pq.ParquetFile(samples, buffer_size=_BUFFER) as file:
-            for group, places in groupby(_places(file.metadata, count), key=lambda at: at[0]):
-                yield from _rows(file, group, {place for _, place in places})
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"{samples}: cannot read the samples ({error})") from error
-
-
-def _places(metadata: pq.FileMetaData, count: int) -> list[tuple[int, int]]:
-    """(row group, row in it) of up to `count` rows, spread evenly."""
-    groups = metadata.num_row_groups
-    lengths = [metadata.row_group(group).num_rows for group in range(groups)]
-    starts = np.cumsum([0, *lengths])
-    total = int(starts[-1])
-    rows = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
-    owners = np.searchsorted(starts, rows, side="right") - 1
-    # A group's first row is the quickest to reach; with many groups these are spread enough.
-    first_only = groups >= count
-    inner = np.zeros_like(rows) if first_only else rows - starts[owners]
-    return sorted(set(zip(owners.tolist(), inner.tolist(), strict=True)))
-
-
-def _rows(file: pq.ParquetFile, group: int, places: set[int]) -> Iterator[dict[str, Any]]:
-    """The rows at these places of a row group, read no further than the last one."""
-    start = 0
-    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
-        for place in sorted(p for p in places if start <= p < start + len(batch)):
-            yield batch.slice(place - start, 1).to_pylist()[0]
-        start += len(batch)
-        if start > max(places):
-            return
+def _spread(table: SampleTable, split: str | None, count: int) -> Iterator[dict[str, Any]]:
+    """Up to `count` rows, evenly over the split."""
+    rows = table.rows(split)
+    places = np.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).round().astype(int)
+    # One row group in memory at a time: rows hold whole pictures.
+    reader = RowReader(table.files, cache_bytes=0)
+    for row in rows[places]:
+        yield from reader.read([int(row)])
 
 
 def _tile(sample: Sample, skeleton: Skeleton, sigma: float) -> NDArray[np.uint8]:
