@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from cpm_core.errors import CpmError
-from cpm_core.skeleton import load_skeleton
 from jobs.run import run
-from pipeline.errors import UsageError
-from pipeline.importing import ImportSettings, import_json
+from pipeline.importing import ImportSettings, import_samples
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write a samples table; returns the exit code."""
 
     def job(settings: ImportSettings) -> None:
-        try:
-            skeleton = load_skeleton(settings.skeleton)
-        except CpmError as error:
-            raise UsageError(str(error)) from error
-        output = Path(settings.output)
-        count = import_json(Path(settings.input), output, skeleton, settings.tune_share)
-        print(f"{output}: {count:,} samples")
+        counts = import_samples(settings)
+        splits = ", ".join(f"{split} {count:,}" for split, count in sorted(counts.splits.items()))
+        print(
+            f"{settings.output}: {counts.samples:,} samples ({splits}) of {counts.pictures:,} "
+            f"pictures in {counts.skeleton}; {counts.left_out:,} pictures left out"
+        )
+        if settings.preview:
+            from pipeline.sample_sheet import write_sheet
+
+            count = write_sheet(samples=settings.output, to=settings.preview)
+            print(f"{settings.preview}: {count} samples")
 
     return run("posemill import", ImportSettings, job, arguments)
 

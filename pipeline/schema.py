@@ -94,11 +94,20 @@ MANIFEST = pa.schema(
 
 
 def samples_table(num_keypoints: int) -> pa.Schema:
-    """Training samples, one per person. `image` holds the encoded picture, or `uri` says where it
-    is.
+    """Training samples, one per labelled person; docs/samples.md tells more.
 
-    `box` is x, y, w, h; `centre` and `scale` are the source's own where it has them. `occluded` is
-    null where the source does not tell. `others` are the other people in the picture.
+    All places are pixels of the upright picture: an integer is a pixel's centre, the first one 0.
+
+    - `source` names the picture within its dataset; `image` holds the encoded picture, or is null
+      where only its address, `uri`, is kept (of a video's frame, `uri` is the video);
+    - `box` x, y, w, h: the source's, else the box around the labelled joints;
+    - `centre` and `scale`: MPII's own (scale * 200 px is the person's height);
+    - `x`, `y`: 0 where not `labelled`; `occluded` is null where the source does not tell, and an
+      occluded joint is labelled all the same;
+    - `others`: the other people of the picture, as far as they are labelled;
+    - `group`: pictures with the same number are near-duplicates; null where not looked for;
+    - `head_size`: PCKh's unit in pixels, 0.6 of the diagonal of MPII's head box;
+    - `area`: COCO's, of the person's outline, in square pixels.
     """
     floats = pa.list_(pa.float32(), num_keypoints)
     flags = pa.list_(pa.bool_(), num_keypoints)
@@ -117,5 +126,8 @@ def samples_table(num_keypoints: int) -> pa.Schema:
             pa.field("labelled", flags, nullable=False),
             pa.field("occluded", flags),
             pa.field("others", pa.list_(pa.struct({"x": floats, "y": floats, "labelled": flags}))),
+            pa.field("group", pa.int64()),
+            pa.field("head_size", pa.float32()),
+            pa.field("area", pa.float32()),
         ]
     )

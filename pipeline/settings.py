@@ -108,7 +108,10 @@ def _parser(cls: type[Settings], program: str) -> _Parser:
 
 
 def _fold_positionals(cls: type[Settings], arguments: list[str]) -> list[str]:
-    """`IN … OUT rest` -> `--input IN … --output OUT rest`, for settings that have both."""
+    """`IN … OUT rest` -> `--input IN … --output OUT rest`, for settings that have both.
+
+    Settings with a `format`, too, take it as the first word.
+    """
     if not {"input", "output"} <= cls.model_fields.keys():
         return arguments
     words = []
@@ -116,7 +119,12 @@ def _fold_positionals(cls: type[Settings], arguments: list[str]) -> list[str]:
         words.append(arguments.pop(0))
     if not words:
         return arguments
-    flags = {argument.split("=")[0] for argument in arguments} & {"--input", "--output"}
+    given = {argument.split("=")[0] for argument in arguments}
+    if "format" in cls.model_fields and "--format" not in given:
+        arguments = ["--format", _checked_format(cls, words.pop(0)), *arguments]
+        if not words:
+            return arguments
+    flags = given & {"--input", "--output"}
     if len(words) == 1 and len(flags) == 1:
         return [*({"--input", "--output"} - flags), *words, *arguments]
     if len(words) == 1:
@@ -124,6 +132,19 @@ def _fold_positionals(cls: type[Settings], arguments: list[str]) -> list[str]:
     if flags:
         raise UsageError(f"{' and '.join(sorted(flags))} given twice: as {words!r}, too")
     return ["--input", *words[:-1], "--output", words[-1], *arguments]
+
+
+def _checked_format(cls: type[Settings], word: str) -> str:
+    """The word, which is one of the field's choices: else the user may have left the format out."""
+    choices = get_args(cls.model_fields["format"].annotation)
+    if word in choices:
+        return word
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    hint = f": did you mean {near[0]}?" if near else ""
+    raise UsageError(
+        f"no format {word!r}{hint}; expected FORMAT INPUT OUTPUT, "
+        f"where FORMAT is one of {', '.join(choices)}"
+    )
 
 
 def _help(field: FieldInfo) -> str:

@@ -37,7 +37,7 @@ def labelled(tmp_path: Path) -> Path:
 def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, posemill: Job) -> None:
     """A run of one epoch, continued to two, gives weights that evaluate and annotate read."""
     samples, runs = tmp_path / "samples.parquet", tmp_path / "runs"
-    imported = posemill("import", str(labelled), str(samples), "--tune-share", "0.2")
+    imported = posemill("import", "json", str(labelled), str(samples), "--tune-share", "0.2")
     assert imported.returncode == 0, imported.stderr
     assert f"{PEOPLE} samples" in imported.stdout
 
@@ -67,7 +67,7 @@ def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, pose
 
 def test_unusable_samples_are_told(tmp_path: Path, photos: Path, posemill: Job) -> None:
     """One line that says what is missing."""
-    result = posemill("import", str(photos), str(tmp_path / "samples.parquet"))
+    result = posemill("import", "json", str(photos), str(tmp_path / "samples.parquet"))
     assert result.returncode == 2
     assert "annotations.json" in result.stderr
     result = posemill("evaluate", "--samples", str(tmp_path / "none.parquet"))

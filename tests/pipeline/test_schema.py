@@ -67,6 +67,9 @@ labelled: fixed_size_list<element: bool>[14] not null
 occluded: fixed_size_list<element: bool>[14]
 others: list<element: struct<x: fixed_size_list<element: float>[14], \
 y: fixed_size_list<element: float>[14], labelled: fixed_size_list<element: bool>[14]>>
+group: int64
+head_size: float
+area: float
 """
 
 

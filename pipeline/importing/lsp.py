@@ -1,0 +1,77 @@
+"""Leeds Sports Pose and its extended training set: `joints.mat` and `images/`.
+
+The two look alike and are not: LSP's array is (3, 14, N) and its third row is 1 where a joint is
+*occluded* (every joint is labelled); LSPET's is (14, 3, N) and its third column is 1 where a joint
+is *labelled* (whether it is occluded is not told). Both count pixels from 1, as Matlab does; the
+CPM release takes 1 off both. Left and right are the person's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpm_core.skeleton import load_skeleton
+from pipeline.errors import UsageError
+from pipeline.importing.files import below, checked, read_mat
+from pipeline.importing.record import TRAIN, Labelled, Person, Reading
+from pipeline.importing.settings import ImportSettings
+
+_LSP_TRAINING = 1000
+"""Pictures 1 to 1000 are for training, the others for the test."""
+
+_SHAPES = {"lsp": (3, 14), "lspet": (14, 3)}
+_DIGITS = {"lsp": 4, "lspet": 5}
+
+
+def read(settings: ImportSettings) -> Reading:
+    """The labels of `lsp` or `lspet`, as `settings.format` says."""
+    name, folder = settings.format, settings.input
+    file = below(folder, "joints.mat")
+    fix = f"give the folder of the {name} dataset, with joints.mat and images/"
+    joints = _checked_shape(np.asarray(read_mat(file, settings, "joints", fix)), file, name)
+    images = settings.images or below(folder, "images")
+    skeleton = load_skeleton("lsp14")
+
+    def pictures() -> Iterator[Labelled]:
+        for i in range(joints.shape[2]):
+            image = f"im{i + 1:0{_DIGITS[name]}d}.jpg"
+            split = settings.split or _split(name, i)
+            yield Labelled(image, below(images, image), split, (person(name, joints[:, :, i]),))
+
+    last = joints.shape[2] - 1
+    splits = frozenset({settings.split} if settings.split else {TRAIN, _split(name, last)})
+    return Reading(skeleton.keypoints, skeleton, splits, lambda: checked(file, pictures()))
+
+
+def person(name: str, joints: NDArray[np.generic]) -> Person:
+    """One picture's slice of `joints`: (3, 14) of lsp, (14, 3) of lspet."""
+    # Some copies are of unsigned bytes, whose differences wrap around.
+    values = joints.astype(np.float64)
+    x, y, flag = values if name == "lsp" else values.T
+    points = np.column_stack([x, y]) - 1
+    set_flag = flag > 0.5
+    if name == "lsp":
+        return Person(points, labelled=np.ones(len(points), bool), occluded=set_flag)
+    return Person(points, labelled=set_flag)
+
+
+def _split(name: str, index: int) -> str:
+    return TRAIN if name == "lspet" or index < _LSP_TRAINING else "test"
+
+
+def _checked_shape(joints: NDArray[np.generic], file: str, name: str) -> NDArray[np.generic]:
+    if joints.ndim == 2:
+        joints = joints[:, :, None]  # Matlab drops the last dimension of a single picture
+    numeric = joints.dtype.kind in "iuf"
+    if numeric and joints.ndim == 3 and joints.shape[:2] == _SHAPES[name]:
+        return joints
+    found = f"({', '.join(map(str, joints.shape))}) of {joints.dtype}"
+    rows, columns = _SHAPES[name]
+    message = f"{file}: `joints` is {found}; {name} has ({rows}, {columns}, N)"
+    for other, shape in _SHAPES.items():
+        if joints.ndim == 3 and joints.shape[:2] == shape:
+            message += f": this looks like {other}; use `posemill import {other}`"
+    raise UsageError(message)

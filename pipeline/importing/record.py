@@ -1,0 +1,112 @@
+"""What every format is read into: pictures with their labelled people.
+
+Coordinates are pixels, an integer is a pixel's centre, the first pixel is 0. Left and right are the
+person's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpm_core.geometry import box_of_points
+from cpm_core.skeleton import Skeleton
+from pipeline.errors import UsageError
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+TRAIN, TUNE = "train", "tune"
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person's labels in the source's K joints: points (K, 2), flags (K,).
+
+    `occluded` is None where the source does not tell. A person that is not `wanted` makes no
+    sample, but is one of the others of those who do.
+    """
+
+    points: Array
+    labelled: Flags
+    occluded: Flags | None = None
+    box: Array | None = None
+    centre: Array | None = None
+    scale: float | None = None
+    head_size: float | None = None
+    area: float | None = None
+    wanted: bool = True
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A picture with its people. `source` names it within the dataset, once and for all.
+
+    `size` is (width, height) if the labels say so; `data` is the encoded picture if it is no file
+    of its own (a video's frame); `problem` says why there is no picture at all.
+    """
+
+    source: str
+    uri: str
+    split: str
+    people: tuple[Person, ...]
+    size: tuple[int, int] | None = None
+    data: bytes | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Labels that have been opened. `pictures` may be gone through more than once.
+
+    `skeleton` is None if the joints are those of no skeleton that comes with the package.
+    """
+
+    joints: tuple[str, ...]
+    skeleton: Skeleton | None
+    splits: frozenset[str]
+    pictures: Callable[[], Iterator[Labelled]]
+
+
+class JointMap:
+    """The source's joints in the order of a skeleton, matched by name."""
+
+    def __init__(self, joints: tuple[str, ...], skeleton: Skeleton) -> None:
+        self.missing = tuple(name for name in skeleton.keypoints if name not in joints)
+        self.unused = tuple(name for name in joints if name not in skeleton.keypoints)
+        if len(self.missing) == len(skeleton):
+            raise UsageError(
+                f"skeleton {skeleton.name} has none of the labelled joints ({', '.join(joints)}): "
+                "rename its joints, or give another --skeleton"
+            )
+        self._present = np.array([name in joints for name in skeleton.keypoints])
+        self._order = np.array([joints.index(n) if n in joints else 0 for n in skeleton.keypoints])
+
+    def __call__(self, person: Person) -> Person:
+        """The person in the skeleton's joints; unlabelled ones are at (0, 0)."""
+        real = person.labelled & np.isfinite(person.points).all(axis=1)
+        labelled = real[self._order] & self._present
+        occluded = person.occluded
+        if occluded is not None:
+            occluded = occluded[self._order] & labelled
+        points = np.where(labelled[:, None], person.points[self._order], 0.0)
+        box = person.box
+        if box is not None and not (np.isfinite(box).all() and (box[2:] > 0).all()):
+            box = None
+        if box is None and real.any():
+            # Of all labelled joints: the box is the person's, whatever skeleton is asked for.
+            box = box_of_points(person.points[real])
+        return Person(
+            points,
+            labelled,
+            occluded,
+            box,
+            person.centre,
+            person.scale,
+            person.head_size,
+            person.area,
+            person.wanted,
+        )
