@@ -1,113 +1,164 @@
-"""How good weights are: PCK on a samples table, by joint and by stage."""
+"""How good predictions are: weights, an annotation table, or a MATLAB file against labels."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
-import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from cpm_core.errors import CpmError
 from cpm_core.estimator import Estimator, load
-from cpm_core.metrics import Pck, limb_joints, pck_lspet
+from cpm_core.skeleton import load_skeleton
 from pipeline.config import setting
 from pipeline.errors import UsageError
-from pipeline.samples import decode_sample, read_skeleton
-from pipeline.settings import Settings
+from pipeline.evaluation.annotations import compare_annotations
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.figures import Metric, measure
+from pipeline.evaluation.mat import compare_mat
+from pipeline.evaluation.report import check_matplotlib, plot, table
+from pipeline.evaluation.weights import estimate_samples
+from pipeline.settings import Settings, flag_of
+from pipeline.storage import StorageOptions
 
-_BATCH = 32
+DEFAULT_WEIGHTS = "cpm-lite"
+_PLOTS = (".png", ".svg", ".pdf")
+_ONLY_WEIGHTS = ("weights", "flip", "scales")
+_ONLY_SAMPLES = (*_ONLY_WEIGHTS, "samples", "split", "annotations")
 
 
 class EvaluateSettings(Settings):
-    """Measure weights on a samples table.
+    """Measure predictions by their labels. One of:
 
     posemill evaluate --samples val.parquet --weights cpm-lite
+    posemill evaluate --annotations OUT --samples labels.parquet
+    posemill evaluate --predictions prediction.mat --labels joints.mat
     """
 
-    samples: str = setting("run", ..., "samples table (.parquet)")
-    split: str | None = setting("run", None, "only this split (default: all)")
-    weights: str = setting("run", "cpm-lite", "shipped weights or a .safetensors file")
+    samples: str | None = setting("run", None, "samples table with the labels (.parquet)")
+    split: str | None = setting("run", None, "only this split of it (default: all)")
+    weights: str | None = setting(
+        "run", None, "shipped weights or a .safetensors file (default: cpm-lite)"
+    )
+    annotations: str | None = setting("run", None, "output of posemill annotate: folder or s3://")
+    predictions: str | None = setting("run", None, ".mat file with points (14, 2, N), LSP order")
+    labels: str | None = setting("run", None, ".mat file with the joints of LSP or LSPET")
+    metric: tuple[Metric, ...] = setting(
+        "run",
+        (),
+        "pck_lsp, pck_lspet, pckh, oks; several allowed (default: what suits the input)",
+    )
+    threshold: float | None = setting(
+        "run",
+        None,
+        "share of the reference length that still counts (default: 0.2; pckh 0.5)",
+        gt=0,
+    )
     precision: Literal["auto", "fp32", "bf16"] = setting("run", "auto", "arithmetic")
     device: Literal["cpu", "cuda"] | None = setting("run", None, "default: a GPU if there is one")
     flip: bool = setting("run", False, "average over mirrored crops")
     scales: tuple[float, ...] = setting("run", (1.0,), "average over crops at these scales")
-    threshold: float = setting("run", 0.2, "share of the reference length that still counts", gt=0)
-    json_to: str | None = setting("run", None, "also write the figures to this file")
+    s3_endpoint: str | None = setting("run", None, "URL of an S3-compatible server")
+    json_to: str | None = setting("run", None, "also write all figures to this file")
+    plot: str | None = setting("run", None, "also draw the curves: .png, .svg or .pdf")
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if self.predictions or self.labels:
+            if not (self.predictions and self.labels):
+                raise ValueError("--predictions and --labels go together")
+            self._refuse(_ONLY_SAMPLES, "--predictions")
+        elif self.samples is None:
+            raise ValueError(
+                "give --samples and --weights, --annotations and --samples, "
+                "or --predictions and --labels"
+            )
+        elif self.annotations is not None:
+            self._refuse(_ONLY_WEIGHTS, "--annotations")
+        if self.plot is not None and not self.plot.endswith(_PLOTS):
+            raise ValueError(f"--plot {self.plot}: use a name with {', '.join(_PLOTS)}")
+        if self.plot is not None and set(self.metric) == {"oks"}:
+            raise ValueError("--plot draws curves of PCK; --metric oks has none")
+        return self
+
+    def _refuse(self, names: tuple[str, ...], given: str) -> None:
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{flag_of(name)} does not go with {given}: one input at a time")
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """PCK (`pck_lspet`) of the last stage by joint, and of the limb joints by stage, in percent."""
-    skeleton = read_skeleton(settings.samples)
+    """The figures, in percent; also written where the settings say. Raises UsageError."""
+    _check_outputs(settings)
+    comparison, default = _compare(settings)
+    metrics = tuple(dict.fromkeys(settings.metric)) or default
+    figures = {"input": _input(settings), **measure(comparison, metrics, settings.threshold)}
     try:
-        estimator = load(
-            settings.weights,
-            settings.device,
-            settings.precision,
-            settings.flip,
-            settings.scales,
-        )
-    except CpmError as error:
-        raise UsageError(str(error)) from error
-    if estimator.info.skeleton.keypoints != skeleton.keypoints:
-        raise UsageError(
-            f"{settings.weights} has skeleton {estimator.info.skeleton.name}, "
-            f"{settings.samples} has {skeleton.name}"
-        )
-    predicted, labels, labelled = _predict(estimator, settings)
-    limbs = limb_joints(skeleton)
-
-    def measure(points: np.ndarray, joints: np.ndarray | None) -> Pck:
-        return pck_lspet(points, labels, labelled, skeleton, settings.threshold, joints)
-
-    last = measure(predicted[:, -1], None)
-    figures: dict[str, Any] = {
-        "samples": len(labels),
-        "pck_limb_joints": measure(predicted[:, -1], limbs if limbs.any() else None).total,
-        "pck_all_joints": last.total,
-        "by_joint": dict(zip(skeleton.keypoints, map(float, last.by_joint), strict=True)),
-        "by_stage": [
-            measure(predicted[:, t], limbs if limbs.any() else None).total
-            for t in range(predicted.shape[1])
-        ],
-    }
-    if settings.json_to is not None:
-        with open(settings.json_to, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=2)
+        if settings.json_to is not None:
+            text = json.dumps(figures, indent=2, allow_nan=False)
+            Path(settings.json_to).write_text(text + "\n", encoding="utf-8")
+        if settings.plot is not None:
+            plot(figures, settings.plot)
+    except OSError as error:
+        raise UsageError(f"the figures cannot be written: {error}") from error
     return figures
-
-
-def _predict(
-    estimator: Estimator, settings: EvaluateSettings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points (N, T, K, 2) of every stage, labels (N, K, 2) and flags (N, K), in picture pixels."""
-    predicted, labels, labelled = [], [], []
-    for rows in _batches(settings):
-        for row in rows:
-            sample = decode_sample(row)
-            stages = estimator.estimate_stages(sample.image, sample.box[None])
-            predicted.append(stages[:, 0, :, :2])
-            labels.append(sample.keypoints)
-            labelled.append(sample.labelled)
-    if not labels:
-        raise UsageError(f"{settings.samples}: no samples in split {settings.split!r}")
-    return np.stack(predicted), np.stack(labels), np.stack(labelled)
-
-
-def _batches(settings: EvaluateSettings) -> Iterator[list[dict[str, Any]]]:
-    for batch in pq.ParquetFile(settings.samples).iter_batches(_BATCH):
-        rows = batch.to_pylist()
-        yield [r for r in rows if settings.split is None or r["split"] == settings.split]
 
 
 def report(figures: dict[str, Any]) -> str:
     """The figures as a readable table."""
-    lines = [f"PCK over {figures['samples']} people"]
-    lines.append(f"  limb joints  {figures['pck_limb_joints']:6.2f}")
-    lines.append(f"  all joints   {figures['pck_all_joints']:6.2f}")
-    stages = "  ".join(f"{t + 1}: {v:.2f}" for t, v in enumerate(figures["by_stage"]))
-    lines.append(f"  by stage     {stages}")
-    width = max(map(len, figures["by_joint"]))
-    lines += [f"  {name:<{width}}  {value:6.2f}" for name, value in figures["by_joint"].items()]
-    return "\n".join(lines)
+    return table(figures)
+
+
+def _compare(settings: EvaluateSettings) -> tuple[Comparison, tuple[Metric, ...]]:
+    """What is compared, and the metrics that suit it."""
+    if settings.predictions is not None and settings.labels is not None:
+        compared, layout = compare_mat(settings.predictions, settings.labels)
+        return compared, ("pck_lsp",) if layout == "lsp" else ("pck_lspet",)
+    assert settings.samples is not None
+    options, split = StorageOptions(settings.s3_endpoint), settings.split
+    if settings.annotations is not None:
+        compared = compare_annotations(settings.annotations, settings.samples, split, options)
+        return compared, ("pck_lspet", *_pckh(compared), "oks")
+    weights = settings.weights or DEFAULT_WEIGHTS
+    estimator = _estimator(settings, weights)
+    compared = estimate_samples(settings.samples, split, weights, estimator, options)
+    return compared, ("pck_lspet", *_pckh(compared))
+
+
+def _estimator(settings: EvaluateSettings, weights: str) -> Estimator:
+    try:
+        return load(weights, settings.device, settings.precision, settings.flip, settings.scales)
+    except CpmError as error:
+        raise UsageError(str(error)) from error
+
+
+def _pckh(compared: Comparison) -> tuple[Metric, ...]:
+    """MPII's own metric, where its labels are."""
+    of_mpii = compared.skeleton.keypoints == load_skeleton("mpii16").keypoints
+    return ("pckh",) if of_mpii and not np.isnan(compared.head_size).all() else ()
+
+
+def _input(settings: EvaluateSettings) -> dict[str, Any]:
+    """The settings that the figures depend on."""
+    names = (
+        "samples",
+        "split",
+        "weights",
+        "annotations",
+        "predictions",
+        "labels",
+        "precision",
+        "flip",
+        "scales",
+    )
+    return {name: value for name, value in settings.model_dump(include=set(names)).items() if value}
+
+
+def _check_outputs(settings: EvaluateSettings) -> None:
+    for flag, path in (("--json-to", settings.json_to), ("--plot", settings.plot)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"{flag} {path}: that folder does not exist")
+    if settings.plot is not None:
+        check_matplotlib()

@@ -1,19 +1,20 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cpm_core.metrics import limb_joints, pck_lsp, pck_lspet, reference_length
+from cpm_core.metrics import (
+    joint_rows,
+    limb_joints,
+    lsp_errors,
+    lspet_errors,
+    pck_lsp,
+    pck_lspet,
+    reference_length,
+)
 from cpm_core.skeleton import load_skeleton
 
 LSP = load_skeleton("lsp14")
-ROWS = {
-    "Head": ("neck", "head_top"),
-    "Sho": ("left_shoulder", "right_shoulder"),
-    "Elb": ("left_elbow", "right_elbow"),
-    "Wri": ("left_wrist", "right_wrist"),
-    "Hip": ("left_hip", "right_hip"),
-    "Kne": ("left_knee", "right_knee"),
-    "Ank": ("left_ankle", "right_ankle"),
-}
 
 
 @pytest.mark.parametrize(
@@ -40,15 +41,17 @@ def test_the_papers_figures_from_its_released_predictions(
     labels = joints[:2, :, 1000:].transpose(2, 1, 0)
     predicted = io.loadmat(folder / file)["prediction_all"].transpose(2, 0, 1)
     assert predicted.dtype == np.uint8  # small unsigned numbers must not wrap around
-    result = pck_lsp(predicted, labels, LSP)
+    errors = lsp_errors(predicted, labels, LSP)
+    result = errors.at(0.2)
     assert round(result.total, 2) == total
     assert result.counted == 14_000
-    by_row = [np.mean([result.by_joint[LSP.index(j)] for j in pair]) for pair in ROWS.values()]
+    assert pck_lsp(predicted, labels, LSP).total == result.total
+    by_row = [result.by_joint[list(joints)].mean() for joints in joint_rows(LSP).values()]
     assert [round(float(value), 1) for value in by_row] == rows
-    curve = [pck_lsp(predicted, labels, LSP, t / 100).total for t in range(21)]
-    assert round(float(np.trapezoid(curve)) / 20, 1) == area
-    assert round(curve[10], 1) == at_10
-    assert round(curve[5], 1) == at_5
+    curve = errors.curve(np.arange(21) / 100)
+    assert round(curve.area, 1) == area
+    assert round(float(curve.total[10]), 1) == at_10
+    assert round(float(curve.total[5]), 1) == at_5
 
 
 @pytest.fixture
@@ -159,3 +162,98 @@ def test_nobody():
     none = np.empty((0, 14, 2))
     assert np.isnan(pck_lsp(none, none, LSP).total)
     assert np.isnan(pck_lspet(none, none, np.empty((0, 14), bool), LSP).total)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 3, 6, 7, 11, 13, 21])
+def test_equality_counts_whatever_the_numbers(distance):
+    """0.2 * 5 * d is not d in floating point for all of these, but d / (5 * d) is 0.2."""
+    labels = np.zeros((1, 14, 2))
+    labels[0, 2, 0] = 5 * distance
+    predicted = labels.copy()
+    predicted[0, 6, 1] = distance
+    assert pck_lsp(predicted, labels, LSP).total == 100
+
+
+def test_left_and_right_swapped_are_wrong(person):
+    swapped = person[:, LSP.flip_order]
+    result = pck_lspet(swapped, person, labelled_but(), LSP)
+    wrong = np.abs(np.arange(14) - LSP.flip_order) * 10 > 0.2 * 50
+    assert (result.by_joint == 100 * ~wrong).all()
+    assert pck_lspet(swapped[:, LSP.flip_order], person, labelled_but(), LSP).total == 100
+
+
+def test_a_person_without_a_prediction_is_missed(person):
+    missing = np.full_like(person, np.nan)
+    result = pck_lspet(missing, person, labelled_but("neck"), LSP)
+    assert (result.total, result.counted) == (0, 13)
+    assert lspet_errors(missing, person, labelled_but("neck"), LSP).curve(np.arange(3)).area == 0
+
+
+def test_shapes_must_agree(person):
+    with pytest.raises(ValueError, match="do not go with"):
+        pck_lsp(person[:, :13], person, LSP)
+
+
+def test_curve_of_two_errors(person):
+    """Torso 50 px: errors of 2.5 and 5 px are 0.05 and 0.1; the others are exact."""
+    predicted = person.copy()
+    predicted[0, 6, 1] += 2.5
+    predicted[0, 7, 1] += 5
+    errors = lspet_errors(predicted, person, labelled_but(), LSP)
+    curve = errors.only(np.isin(np.arange(14), (6, 7))).curve(np.arange(5) / 20)
+    assert curve.thresholds.tolist() == [0, 0.05, 0.1, 0.15, 0.2]
+    assert curve.total.tolist() == [0, 50, 100, 100, 100]
+    assert curve.by_joint[:, 6].tolist() == [0, 100, 100, 100, 100]
+    assert np.isnan(curve.by_joint[:, 0]).all()
+    # Trapezia: (25 + 75 + 100 + 100) / 4.
+    assert curve.area == pytest.approx(75)
+    assert curve.area_by_joint[[6, 7]] == pytest.approx([87.5, 62.5])
+
+
+people = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@given(people, st.sampled_from([0.25, 0.5, 2, 1024]), st.floats(-500, 500))
+def test_pck_does_not_depend_on_scale_or_place(rng, scale, shift):
+    labels = rng.uniform(0, 200, (5, 14, 2))
+    predicted = labels + rng.normal(0, 15, labels.shape)
+    labelled = rng.random((5, 14)) < 0.8
+    errors = lspet_errors(predicted, labels, labelled, LSP).values
+    scaled = lspet_errors(predicted * scale, labels * scale, labelled, LSP).values
+    moved = lspet_errors(predicted + shift, labels + shift, labelled, LSP).values
+    assert np.array_equal(scaled, errors, equal_nan=True)
+    assert np.allclose(moved, errors, equal_nan=True)
+
+
+@given(people)
+def test_curves_rise_and_the_total_is_the_weighted_mean(rng):
+    labels = rng.uniform(0, 200, (6, 14, 2))
+    predicted = labels + rng.normal(0, 15, labels.shape)
+    errors = lspet_errors(predicted, labels, rng.random((6, 14)) < 0.8, LSP)
+    curve = errors.curve(np.arange(21) / 100)
+    assert (np.diff(curve.total) >= 0).all()
+    counts = (~np.isnan(errors.values)).sum(axis=0)
+    by_joint = np.nan_to_num(errors.at(0.2).by_joint)
+    if counts.sum():
+        assert errors.at(0.2).total == pytest.approx((by_joint * counts).sum() / counts.sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("lsp14", "Head Shoulder Elbow Wrist Hip Knee Ankle"),
+        ("mpii16", "Head Shoulder Elbow Wrist Hip Knee Ankle Pelvis Thorax"),
+        ("coco17", "Shoulder Elbow Wrist Hip Knee Ankle Nose Eye Ear"),
+    ],
+)
+def test_rows_pair_left_and_right(name, rows):
+    skeleton = load_skeleton(name)
+    grouped = joint_rows(skeleton)
+    assert " ".join(grouped) == rows
+    assert sorted(i for joints in grouped.values() for i in joints) == list(range(len(skeleton)))
+    knees = {skeleton.index("left_knee"), skeleton.index("right_knee")}
+    assert set(grouped["Knee"]) == knees
+
+
+def test_rows_of_an_own_skeleton(hands):
+    assert joint_rows(hands) == {"Head": (2,), "Hand": (0, 1)}
