@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,11 @@ def test_the_real_labels_of_lsp() -> None:
     assert occluded[:1000].mean() == pytest.approx(0.071, abs=0.001)
     assert occluded[1000:].mean() == pytest.approx(0.075, abs=0.001)
     np.testing.assert_array_equal(people[7].points, joints[:2, :, 7].T.astype(float) - 1)
+
+
+def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is needed for Matlab files only, so that a plain installation does without."""
+    write_lspet(tmp_path, [labels([1])])
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(UsageError, match=r"joints\.mat.*pip install 'posemill\[train\]'"):
+        run("lspet", tmp_path, tmp_path)

@@ -212,3 +212,16 @@ def test_the_shared_pictures(
     counts = run("json", SHARED / name, tmp_path, split="val")
     assert (counts.samples, counts.pictures, counts.left_out) == (samples, pictures, 0)
     assert counts.skeleton == skeleton
+
+
+def test_an_import_that_fails_leaves_the_earlier_table(tmp_path: Path) -> None:
+    """Labels that turn out bad after a hundred pictures, on the way to the same output."""
+    images = [{"file": f"{i}.jpg", "keypoints": person(i)} for i in range(100)]
+    write_json(tmp_path, images, joint_names=LSP, split="val")
+    digest = run("json", tmp_path, tmp_path).digest
+    images.append({"file": "bad.jpg", "keypoints": [[1, 2]]})
+    write_json(tmp_path, images, joint_names=LSP, split="val")
+    with pytest.raises(UsageError, match="the labels after picture 100"):
+        run("json", tmp_path, tmp_path)
+    assert metadata(tmp_path)["digest"] == digest
+    assert not list(tmp_path.glob(".*partial"))
