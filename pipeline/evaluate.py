@@ -153,7 +153,10 @@ def _input(settings: EvaluateSettings) -> dict[str, Any]:
         "flip",
         "scales",
     )
-    return {name: value for name, value in settings.model_dump(include=set(names)).items() if value}
+    given = settings.model_dump(include=set(names))
+    if settings.annotations is None and settings.predictions is None:
+        given["weights"] = settings.weights or DEFAULT_WEIGHTS
+    return {name: value for name, value in given.items() if value}
 
 
 def _check_outputs(settings: EvaluateSettings) -> None:

@@ -1,12 +1,5 @@
 """How far keypoints are from their labels: PCK, PCKh and OKS, as their papers define them."""
 
-from cpm_core.metrics.similarity import (
-    LabelledPeople,
-    PredictedPeople,
-    average_precision,
-    default_area,
-    oks,
-)
 from cpm_core.metrics.pck import (
     Curve,
     JointErrors,
@@ -21,6 +14,13 @@ from cpm_core.metrics.pck import (
     reference_length,
 )
 from cpm_core.metrics.rows import joint_rows
+from cpm_core.metrics.similarity import (
+    LabelledPeople,
+    PredictedPeople,
+    average_precision,
+    default_area,
+    oks,
+)
 
 __all__ = [
     "Curve",

@@ -105,23 +105,22 @@ def _pck(comparison: Comparison, metric: Metric, threshold: float | None) -> dic
 
 def _errors(comparison: Comparison, metric: Metric, predicted: NDArray[np.float64]) -> JointErrors:
     skeleton, people = comparison.skeleton, comparison.labels
+    points, flags = people.keypoints, people.labelled
     if metric == "pck_lsp":
         errors = _lsp_errors(comparison, predicted)
     elif metric == "pck_lspet":
-        errors = lspet_errors(predicted, people.keypoints, people.labelled, skeleton)
-        what = "has no labelled pair of joints that PCK is measured by: "
-        problem = what + _unit(metric, skeleton)
+        errors = lspet_errors(predicted, points, flags, skeleton)
     else:
-        errors = pckh_errors(
-            predicted, people.keypoints, people.labelled, comparison.head_size, skeleton
-        )
-        problem = (
-            "has no head_size, which pckh is measured by; import MPII with its head boxes, "
-            "or use --metric pck_lspet"
-        )
+        errors = pckh_errors(predicted, points, flags, comparison.head_size, skeleton)
     errors = errors.only(comparison.joints)
     if np.isnan(errors.values).all():
-        raise UsageError(f"{comparison.labels_name}: nobody {problem}")
+        fix = "import MPII with its head boxes, or use --metric pck_lspet"
+        if metric != "pckh":
+            fix = "label those joints, or give the skeleton other pck_reference pairs"
+        raise UsageError(
+            f"{comparison.labels_name}: no joint can be measured by {metric}, as nobody has its "
+            f"unit labelled, {_unit(metric, skeleton)}: {fix}"
+        )
     return errors
 
 
