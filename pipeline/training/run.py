@@ -201,7 +201,7 @@ class _Run:
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=folder,
-                storage_filesystem=_filesystem(output, self.options),
+                storage_filesystem=_filesystem(output),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
                 callbacks=[_Failures(board)],  # type: ignore[list-item]
@@ -228,11 +228,11 @@ def _absolute(uri: str) -> str:
     return uri if protocol not in (None, "file") else str(Path(path).resolve())
 
 
-def _filesystem(output: Output, options: StorageOptions) -> pyarrow.fs.FileSystem | None:
-    """How Ray Train reaches the run's folder; None for a local path."""
+def _filesystem(output: Output) -> pyarrow.fs.FileSystem | None:
+    """How Ray Train reaches the run's folder: as we do. None for a local path."""
     if output.protocol == "file":
         return None
-    return pyarrow.fs.S3FileSystem(endpoint_override=options.endpoint)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(output.fs))
 
 
 @contextmanager

@@ -30,12 +30,14 @@ def many(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process group of its own."""
+def running(
+    command: list[str], environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process group of its own, with a Ray of its own unless told otherwise."""
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *command],
         cwd=REPOSITORY,
-        env=job_environment(),
+        env=environment or job_environment(),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -1,0 +1,163 @@
+"""Training that is stopped, killed, doubled, resized: the same command goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cpm_core.skeleton import load_skeleton
+from cpm_core.weights import load_weights
+from pipeline.storage import Output, StorageOptions
+from tests.e2e.conftest import Job
+from tests.e2e.labelled import write_samples
+from tests.e2e.test_faults import running
+
+QUICK = ("--phases", "0:64", "--threads", "1", "--batch-size", "8")
+EXACT = ("--precision", "fp32", "--freeze-batch-norm", "--freeze-blocks", "0", "--stages", "2")
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> str:
+    """Forty figures with the joints of `lsp14`, eight of them for tuning."""
+    return write_samples(tmp_path / "samples.parquet", load_skeleton("lsp14"), 40, tune=8)
+
+
+def records(run: Path, kind: str) -> list[dict[str, object]]:
+    """Records of a kind in the run's log so far."""
+    path = run / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [record for line in lines if (record := json.loads(line))["kind"] == kind]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Block until something is so."""
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        try:
+            process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The trained (not averaged) weights in the last checkpoint."""
+    last = max(run.glob("checkpoint_2*"))
+    state: dict[str, dict[str, torch.Tensor]] = torch.load(last / "state.pt", weights_only=True)
+    return state["model"]
+
+
+def test_workers_and_seed_decide_nothing_else(tmp_path: Path, samples: str, posemill: Job) -> None:
+    """The same seed gives the same weights on one worker, and nearly so on two with half a batch
+    each."""
+    runs = tmp_path / "runs"
+    command = ["train", "--samples", samples, "--output", str(runs), *QUICK, *EXACT]
+    for name, workers in (("one", "1"), ("again", "1"), ("two", "2")):
+        result = posemill(*command, "--name", name, "--workers", workers, "--epochs", "2")
+        assert result.returncode == 0, result.stderr[-3000:]
+        (start,) = records(runs / name, "start")
+        assert start["workers"] == int(workers)
+    one, again, two = (final_weights(runs / name) for name in ("one", "again", "two"))
+    start = 0.0
+    for key, value in one.items():
+        assert torch.equal(value, again[key]), key
+        torch.testing.assert_close(value, two[key], atol=1e-5, rtol=1e-3, msg=key)
+        start += float((value.float() - two[key].float()).abs().sum())
+    assert start > 0, "two workers add up in another order; equal bits would mean only one worked"
+
+
+def test_stop_continue_and_nothing_to_do(tmp_path: Path, samples: str, posemill_alone: Job) -> None:
+    """Ctrl-C writes a checkpoint; a second start meanwhile is told who holds the run; the same
+    command continues, with another number of workers; then there is nothing to do."""
+    runs = tmp_path / "runs"
+    run = runs / "stopped"
+    command = ["train", "--samples", samples, "--output", str(runs), "--name", "stopped", *QUICK]
+    command += ["--epochs", "60"]
+    with running(command) as process:
+        wait_for(lambda: records(run, "epoch"), process)
+        second = posemill_alone(*command)
+        assert second.returncode == 4
+        assert f"process {process.pid}" in second.stderr
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    stopped_at = max(int(str(r["step"])) for r in records(run, "progress"))
+    assert 4 <= stopped_at < 60 * 4
+    assert not (run / "stopped.safetensors").exists()
+
+    # Rather than to the end of 60 epochs: it goes on at that very step, and is killed once more.
+    with running([*command, "--workers", "1-2"]) as process:
+        wait_for(lambda: len(records(run, "start")) == 2, process)
+        assert records(run, "start")[1]["step"] == stopped_at
+        wait_for(lambda: int(str(records(run, "epoch")[-1]["step"])) > stopped_at, process)
+        process.kill()
+        process.wait()
+    done = int(str(records(run, "epoch")[-1]["step"])) // 4
+
+    finish = [*command[:-1], str(done + 2)]
+    result = posemill_alone(*finish)
+    assert result.returncode == 0, result.stderr[-3000:]
+    start = records(run, "start")[-1]
+    # The lock of the killed one is recognised as stale; its last checkpoint may have been on its
+    # way.
+    assert int(str(start["step"])) >= 4 * (done - 1)
+    assert load_weights(run / "stopped.safetensors").info.metrics["tune_pck_stage_1"] >= 0
+    assert "## Recipe" in (run / "stopped.md").read_text()
+    steps = [r["step"] for r in records(run, "epoch")]
+    assert steps == sorted(set(steps)), "epochs are recorded once, whatever was done twice"
+
+    idle = posemill_alone(*finish)
+    assert (idle.returncode, "nothing to do" in idle.stdout) == (3, True)
+    other = posemill_alone(*finish, "--learning-rate", "0.5")
+    assert other.returncode == 2
+    assert "--learning-rate" in other.stderr
+
+
+def test_a_killed_worker_is_replaced_on_s3(
+    samples: str, bucket: str, posemill: Job, head: dict[str, str], tmp_path: Path
+) -> None:
+    """kill -9 of a training worker: the run goes on from the last checkpoint in the bucket."""
+    command = ["train", "--samples", samples, "--output", f"{bucket}/runs", "--name", "killed"]
+    command += [*QUICK, "--epochs", "30"]
+    environment = head | {"RAY_ADDRESS": head["HEAD"]}
+    with running(command, environment) as process:
+        output = Output(f"{bucket}/runs/killed", StorageOptions())
+        wait_for(lambda: output.read("checkpoint_manager_snapshot.json"), process)
+        (victim, *_) = training_workers()
+        victim.kill()
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors[-3000:]
+    assert "going on from the last checkpoint" in errors
+    log = output.read("log.jsonl")
+    assert log is not None
+    lines = [json.loads(line) for line in log.decode().splitlines()]
+    starts = [line["step"] for line in lines if line["kind"] == "start"]
+    assert len(starts) == 2
+    assert starts[1] > 0
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == list(range(1, 31))
+    assert any(name.startswith("events") for name in output.list("tensorboard"))
+    weights = tmp_path / "killed.safetensors"
+    data = output.read("killed.safetensors")
+    assert data is not None
+    weights.write_bytes(data)
+    assert load_weights(weights).info.name == "killed"
+
+
+def training_workers() -> list[psutil.Process]:
+    """Processes of this machine that train for a test's run, newest last."""
+    found = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        found = [
+            process
+            for process in psutil.process_iter(["cmdline", "create_time"])
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+        ]
+    return sorted(found, key=lambda process: process.info["create_time"])
