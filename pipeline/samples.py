@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cpm_core.augment import Sample
 from cpm_core.errors import CpmError
+from cpm_core.geometry import crop_matrix
 from cpm_core.skeleton import Skeleton
 from pipeline import schema
 from pipeline.errors import InputError, UsageError
@@ -168,11 +169,16 @@ def decode_sample(row: dict[str, Any], options: StorageOptions | None = None) ->
     image = _decode(data)
     if image is None:
         raise UsageError(f"sample {row['source']}: its picture cannot be decoded")
+    box = np.asarray(row["box"], np.float64)
+    try:
+        crop_matrix(box, size=1, factor=1.0)
+    except ValueError as error:
+        raise UsageError(f"sample {row['source']}: {error}") from error
     others = row.get("others") or []
     people, joints = len(others), len(row["x"])
     return Sample(
         image=image,
-        box=np.asarray(row["box"], np.float64),
+        box=box,
         keypoints=_points(row),
         labelled=np.asarray(row["labelled"], bool),
         others=np.array([_points(o) for o in others]).reshape(people, joints, 2),

@@ -70,8 +70,9 @@ def _pack(samples: list[Sample], failed: list[str]) -> pa.Table:
     others = np.zeros((len(samples), people, joints, 2), np.float32)
     others_labelled = np.zeros((len(samples), people, joints), bool)
     for i, sample in enumerate(samples):
-        others[i, : len(sample.others)] = sample.others
-        others_labelled[i, : len(sample.others)] = sample.others_labelled
+        if count := len(sample.others):
+            others[i, :count] = sample.others
+            others_labelled[i, :count] = sample.others_labelled
     arrays: dict[str, NDArray[Any]] = {
         "crops": np.stack([s.image for s in samples]),
         "keypoints": np.stack([s.keypoints for s in samples]).astype(np.float32),

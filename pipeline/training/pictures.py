@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from cpm_core.belief import stages_figure
 from cpm_core.metrics import limb_joints
 from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe
+from pipeline.errors import UsageError
 from pipeline.samples import RowReader, SampleTable, decode_sample
 
 _SAMPLES = 4
@@ -22,7 +24,7 @@ _JOINTS = 3
 class BeliefPictures:
     """Belief maps of a few fixed samples of the tuning split, or of the training split without one.
 
-    Raises UsageError if one of their pictures cannot be read.
+    Those that cannot be read are left out: the loaders name them.
     """
 
     def __init__(self, table: SampleTable, recipe: Recipe) -> None:
@@ -30,9 +32,10 @@ class BeliefPictures:
         rows = rows if len(rows) else table.rows("train")
         places = np.unique(np.linspace(0, len(rows) - 1, _SAMPLES).round().astype(int))
         self.skeleton, self.recipe = table.skeleton, recipe
-        self.samples = [
-            decode_sample(row, table.options) for row in RowReader(table.files).read(rows[places])
-        ]
+        self.samples = []
+        for row in RowReader(table.files).read(rows[places]):
+            with suppress(UsageError):
+                self.samples.append(decode_sample(row, table.options))
         limbs = np.flatnonzero(limb_joints(self.skeleton))
         hardest = limbs if len(limbs) else np.arange(len(self.skeleton))
         spread = np.unique(np.linspace(0, len(hardest) - 1, _JOINTS).round().astype(int))

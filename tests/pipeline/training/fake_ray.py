@@ -1,0 +1,145 @@
+"""Just enough of Ray for a training worker: what it calls, in this process, without a cluster."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pyarrow as pa
+import pytest
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+
+from cpm_core.config import preset
+from cpm_core.model import Cpm
+from cpm_core.recipe import Phase, Recipe
+from pipeline.samples import SampleTable
+from pipeline.storage import StorageOptions
+from pipeline.training import loop
+from pipeline.training.loop import Loop, WorkerInputs
+
+RECIPE = Recipe(
+    epochs=2, batch_size=4, phases=(Phase(0, 32),), warmup_steps=0, freeze_blocks=0, bf16=False
+)
+
+
+class Board:
+    """A board that is asked as a Ray actor is; the answer is there at once."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.stop_at_step: float = float("inf")
+        self.post = SimpleNamespace(remote=self._post)
+
+    def _post(self, record: dict[str, Any]) -> bool:
+        self.records.append(record)
+        return bool(record.get("step", 0) >= self.stop_at_step)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Records of one kind."""
+        return [record for record in self.records if record["kind"] == kind]
+
+
+@dataclass
+class FakeRay:
+    """A worker's surroundings. Every look at the clock takes `tick_s`."""
+
+    folder: Path
+    rank: int = 0
+    world: int = 1
+    tick_s: float = 10.0
+    board: Board = field(default_factory=Board)
+    preempted: Callable[[], bool] = lambda: False
+    checkpoint: ray.train.Checkpoint | None = None
+    reported_steps: list[int] = field(default_factory=list)
+    data_steps: list[dict[str, Any]] = field(default_factory=list)
+    _now: float = 0.0
+
+    def install(self, patch: pytest.MonkeyPatch) -> Self:
+        """Put it in Ray's place."""
+        context = SimpleNamespace(
+            get_world_rank=lambda: self.rank,
+            get_world_size=lambda: self.world,
+            get_local_world_size=lambda: self.world,
+            get_storage=lambda: SimpleNamespace(persist_current_checkpoint=self._persist),
+        )
+        patch.setattr(ray, "get", lambda value: value)
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+        patch.setattr(ray.data, "from_arrow", lambda tables: _Steps(tables, self.data_steps))
+        patch.setattr(ray.train, "get_context", lambda: context)
+        patch.setattr(ray.train, "get_checkpoint", lambda: self.checkpoint)
+        patch.setattr(ray.train, "get_preemption_info", lambda: True if self.preempted() else None)
+        patch.setattr(ray.train, "report", self._report)
+        patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+        patch.setattr(ray.train.torch, "prepare_model", lambda model, move_to_device: model)
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=self._clock))
+        return self
+
+    def loop(self, samples: str, recipe: Recipe = RECIPE, checkpoint_s: float = 1e9) -> Loop:
+        """A worker on a small net; the same first weights every time."""
+        return Loop(self.inputs(samples, recipe, checkpoint_s))
+
+    def inputs(
+        self, samples: str, recipe: Recipe = RECIPE, checkpoint_s: float = 1e9
+    ) -> WorkerInputs:
+        """What the driver tells a worker."""
+        joints = len(SampleTable(samples).skeleton)
+        config = preset("cpm-lite", joints=joints, stages=2, input_size=32)
+        torch.manual_seed(0)
+        return WorkerInputs(
+            samples=samples,
+            options=StorageOptions(),
+            config=config,
+            recipe=recipe,
+            initial=Cpm(config).state_dict(),
+            board=self.board,
+            device="cpu",
+            threads=1,
+            checkpoint_s=checkpoint_s,
+        )
+
+    def _clock(self) -> float:
+        self._now += self.tick_s
+        return self._now
+
+    def _persist(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        return ray.train.Checkpoint.from_directory(
+            shutil.copytree(checkpoint.path, self.folder / name)
+        )
+
+    def _report(
+        self,
+        metrics: dict[str, Any],
+        checkpoint: ray.train.Checkpoint | None = None,
+        checkpoint_upload_fn: Any = None,
+        **_: Any,
+    ) -> None:
+        self.reported_steps.append(metrics["step"])
+        if checkpoint is not None:
+            name = f"checkpoint-{len(self.reported_steps)}"
+            self.checkpoint = checkpoint_upload_fn(checkpoint, name)
+            shutil.rmtree(checkpoint.path)
+
+
+class _Steps:
+    """A Ray Data graph of one operator, run when it is read."""
+
+    def __init__(self, tables: list[pa.Table], log: list[dict[str, Any]]) -> None:
+        self.tables, self.log = tables, log
+        self.maker: Any = None
+
+    def map_batches(self, maker: Any, **_: Any) -> _Steps:
+        self.maker = maker
+        return self
+
+    def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
+        for table in self.tables:
+            self.log += table.to_pylist()
+            yield self.maker(table)
