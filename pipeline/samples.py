@@ -160,12 +160,14 @@ def decode_sample(row: dict[str, Any], options: StorageOptions | None = None) ->
 
     Raises UsageError that names the sample.
     """
-    data = row.get("image")
+    data, uri = row.get("image"), row.get("uri")
     if data is None:
+        if uri is None:
+            raise UsageError(f"sample {row['source']}: it has neither a picture nor its address")
         try:
-            data = fetch(row["uri"], options or StorageOptions(), _MAX_BYTES)
+            data = fetch(uri, options or StorageOptions(), _MAX_BYTES)
         except InputError as error:
-            raise UsageError(f"sample {row['source']}: {row['uri']}: {error}") from error
+            raise UsageError(f"sample {row['source']}: {uri}: {error}") from error
     image = _decode(data)
     if image is None:
         raise UsageError(f"sample {row['source']}: its picture cannot be decoded")
@@ -239,7 +241,7 @@ def _skeleton(metadata: pq.FileMetaData, name: str) -> Skeleton:
     try:
         document = json.loads((metadata.metadata or {})[schema.METADATA_KEY])
         return Skeleton.from_json(json.dumps(document["skeleton"]))
-    except (KeyError, ValueError, CpmError) as error:
+    except (KeyError, TypeError, ValueError, CpmError) as error:
         raise UsageError(
             f"{name}: not a samples table; write one with `posemill import` ({error!r})"
         ) from error
