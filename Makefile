@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench clean ablation
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,11 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/annotate.py
+
+# make ablation SAMPLES=train.parquet [OPTIONS='--steps 800']
+ablation: .venv/ready
+	$(if $(SAMPLES),,$(error name a samples table: make ablation SAMPLES=train.parquet))
+	$(BIN)/python benchmarks/ablation.py --samples $(SAMPLES) --output docs/ablation $(OPTIONS)
 
 clean:
 	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
