@@ -156,7 +156,8 @@ def test_other_people_in_the_crops(ablation):
     stacked, sample = ablation.training._stacked, ablation.training.Sample
     picture, box = np.zeros((8, 8, 3), np.uint8), np.zeros(4)
     own = picture, box, np.zeros((14, 2)), np.ones(14, bool)
-    alone, crowd = sample(*own), sample(*own, np.ones((2, 14, 2)), np.ones((2, 14), bool))
+    alone = sample(*own, np.zeros((0, 14, 2)), np.zeros((0, 14), bool))
+    crowd = sample(*own, np.ones((2, 14, 2)), np.ones((2, 14), bool))
     batch = stacked([alone, crowd])
     assert batch.others.sum(dim=(1, 2, 3)).tolist() == [0, 56]
     assert batch.others_labelled.any(dim=(1, 2)).tolist() == [False, True]
