@@ -86,7 +86,10 @@ class Logbook:
             path.write_text("".join(f"{line}\n" for line in kept))
         if self._writer is not None:
             self._writer.close()
-        self._writer = SummaryWriter(str(self.folder / EVENTS), purge_step=step + 1)
+        # Files are named by the second; a start within the same one must not overwrite its elder.
+        self._writer = SummaryWriter(
+            str(self.folder / EVENTS), purge_step=step + 1, filename_suffix=f".{step}"
+        )
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a record: numbers to both, a picture to TensorBoard only."""

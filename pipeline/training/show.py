@@ -33,7 +33,8 @@ class Show:
         match kind:
             case "start":
                 how = f"from step {record['step']}" if record["step"] else "from the start"
-                self.reporter.say(f"{record['workers']} workers, {self.total_steps} steps, {how}")
+                workers = "1 worker" if record["workers"] == 1 else f"{record['workers']} workers"
+                self.reporter.say(f"{workers}, {self.total_steps} steps, {how}")
             case "progress":
                 self.reporter.say(self._progress(record))
             case "epoch":
