@@ -18,6 +18,25 @@ from pipeline.training.settings import TrainSettings
 
 RECORD = "run.json"
 
+_SETTINGS = {
+    "skeleton": "samples",
+    "bf16": "precision",
+    "network.trunk": "preset",
+    "network.stages": "stages",
+    "network.joints": "samples",
+    "network.input_size": "phases",
+    "network.label_sigma": "phases",
+    "network.centre_sigma": "phases",
+    "augmentation.scale": "augment_scale",
+    "augmentation.rotation_degrees": "augment_rotation",
+    "augmentation.shift": "augment_shift",
+    "augmentation.flip": "augment_flip",
+    "augmentation.brightness": "augment_color",
+    "augmentation.contrast": "augment_color",
+    "augmentation.color": "augment_color",
+}
+"""Settings that decide a part of the identity of another name."""
+
 
 class RunRecord:
     """The document of a run: its identity, its starts, and how it ended."""
@@ -79,10 +98,23 @@ def _content(path: str | None) -> str | None:
 
 
 def _refuse_another(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    differing = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    before, now = _flat(before), _flat(now)
+    differing = [k for k in before.keys() | now.keys() if before.get(k) != now.get(k)]
     if differing:
-        flags = ", ".join(flag_of(name) for name in differing)
+        flags = ", ".join(sorted({flag_of(_setting(name)) for name in differing}))
         raise UsageError(
             f"{uri} was started with other settings or data ({flags}); give the same ones to "
             "continue it, or another --name"
         )
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """With the parts of the network and of the augmentation one by one."""
+    parts = {name: identity[name] for name in ("network", "augmentation") if name in identity}
+    rest = {name: value for name, value in identity.items() if name not in parts}
+    return rest | {f"{p}.{name}": v for p, values in parts.items() for name, v in values.items()}
+
+
+def _setting(name: str) -> str:
+    """The setting behind a part of the identity; what has none comes with the preset."""
+    return _SETTINGS.get(name, name if name in TrainSettings.model_fields else "preset")
