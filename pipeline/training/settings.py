@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -9,10 +10,12 @@ from pydantic import field_validator, model_validator
 
 from cpm_core.augment import Augmentation
 from cpm_core.config import PRESETS
+from cpm_core.errors import ConfigError
 from cpm_core.recipe import RECIPES, Phase, Recipe
 from pipeline.config import setting
 from pipeline.settings import Settings
 
+_PHASE = re.compile(r"(0|0?\.[0-9]+):[0-9]+")
 _RECIPE_FIELDS = (
     "batch_size",
     "loss",
@@ -135,12 +138,13 @@ class TrainSettings(Settings):
     @field_validator("phases")
     @classmethod
     def _check_phases(cls, phases: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for text in phases or ():
-            share, _, size = text.partition(":")
-            if not size.isdigit() or not 0 <= float(share) < 1:
-                raise ValueError("expected SHARE:PIXELS such as 0:128 0.6:256")
-        if phases is not None and (not phases or float(phases[0].partition(":")[0]) != 0):
-            raise ValueError("the first phase starts at 0")
+        if phases is None:
+            return None
+        if not all(_PHASE.fullmatch(text) for text in phases):
+            raise ValueError("expected SHARE:PIXELS such as 0:128 0.6:256")
+        starts = [float(text.partition(":")[0]) for text in phases]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError("the first phase starts at 0, and each later than the one before")
         return phases
 
     @field_validator("augment_scale")
@@ -153,12 +157,21 @@ class TrainSettings(Settings):
     @field_validator("workers")
     @classmethod
     def _check_workers(cls, workers: str) -> str:
-        least, _, most = workers.partition("-")
-        if not least.isdecimal() or (most and not most.isdecimal()):
+        least, dash, most = workers.partition("-")
+        if not least.isdecimal() or (dash and not most.isdecimal()):
             raise ValueError("expected a number, or least-most such as 1-4")
         if not 1 <= int(least) <= int(most or least):
             raise ValueError("expected at least one worker, and no more than the most")
         return workers
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        for phase in self.recipe().phases:
+            try:
+                PRESETS[self.preset].at_size(phase.size)
+            except ConfigError as error:
+                raise ValueError(f"--phases {phase.start:g}:{phase.size}: {error}") from error
+        return self
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
