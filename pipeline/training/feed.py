@@ -1,4 +1,4 @@
-"""What a worker trains on: its share of every batch, decoded and augmented by Ray Data tasks.
+"""What a worker trains on: its share of every batch, decoded and augmented by Ray Data.
 
 A row of the Ray Data graph is one step's share: row numbers in, crops out. Which samples are in a
 step depends on (seed, epoch, step) only: a run can go on at any step, with any number of workers.
@@ -7,6 +7,7 @@ step depends on (seed, epoch, step) only: a run can go on at any step, with any 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +17,23 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from ray.data import DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
 
 from cpm_core.augment import NONE, Augmentation
 from cpm_core.recipe import Recipe
 from cpm_core.training import Batch
 from pipeline.errors import PosemillError, UsageError
-from pipeline.samples import Rows, SampleTable
-from pipeline.training.loader import CropMaker
+from pipeline.samples import SampleTable
+from pipeline.training.loader import CropMaker, Loader
 from pipeline.training.order import epoch_order, share
 
 _STEPS_PER_GRAPH = 1024
 _PREFETCHED = 3
 _BAD_SHARE = 0.05
 _BAD_AT_LEAST = 20
+_TASK_RETRIES = 2
+_NODE_LABEL = "ray.io/node-id"
 
 
 def _unpack(table: pa.Table) -> Batch:
@@ -51,12 +55,11 @@ def _unpack(table: pa.Table) -> Batch:
 
 @dataclass(frozen=True)
 class Place:
-    """Which worker this is, and what its loaders may take."""
+    """Which worker this is, and how many loaders it has."""
 
     rank: int
     world: int
     loaders: int
-    cpus_per_loader: float
 
 
 class Feed:
@@ -75,20 +78,22 @@ class Feed:
 
     def train(self, first_step: int) -> Iterator[Batch]:
         """The share of every step from `first_step` (counted over the whole run) to the end."""
-        step = first_step
-        while step < self.total_steps:
-            epoch, within = divmod(step, self.steps_per_epoch)
-            order = epoch_order(self.table, self.rows, self.recipe.seed, epoch)
-            stop = min(self.steps_per_epoch, within + _STEPS_PER_GRAPH)
-            blocks = [self._step(order, epoch, s) for s in range(within, stop)]
-            yield from self._run(blocks, self.recipe.augmentation)
-            step += len(blocks)
+        for start in range(first_step, self.total_steps, _STEPS_PER_GRAPH):
+            stop = min(self.total_steps, start + _STEPS_PER_GRAPH)
+            yield from self._run(self._steps(start, stop), self.recipe.augmentation, lasting=True)
 
-    def _step(self, order: Rows, epoch: int, step: int) -> dict[str, Any]:
-        place = self.place
-        rows = share(order, step, self.recipe.batch_size, place.rank, place.world)
-        progress = (epoch * self.steps_per_epoch + step) / self.total_steps
-        return {"rows": rows.tolist(), "epoch": epoch, "size": self.recipe.size_at(progress)}
+    def _steps(self, start: int, stop: int) -> list[dict[str, Any]]:
+        steps, place, recipe = [], self.place, self.recipe
+        order, order_of = self.rows, -1
+        for step in range(start, stop):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if epoch != order_of:
+                order = epoch_order(self.table, self.rows, recipe.seed, epoch)
+                order_of = epoch
+            rows = share(order, within, recipe.batch_size, place.rank, place.world)
+            size = recipe.size_at(step / self.total_steps)
+            steps.append({"rows": rows.tolist(), "epoch": epoch, "size": size})
+        return steps
 
     def tune(self, size: int) -> Iterator[Batch]:
         """Plain crops of this worker's share of the tuning split."""
@@ -98,9 +103,11 @@ class Feed:
             {"rows": rows[i : i + count].tolist(), "epoch": 0, "size": size}
             for i in range(0, len(rows), count)
         ]
-        return self._run(blocks, NONE)
+        return self._run(blocks, NONE, lasting=False)
 
-    def _run(self, blocks: list[dict[str, Any]], augmentation: Augmentation) -> Iterator[Batch]:
+    def _run(
+        self, blocks: list[dict[str, Any]], augmentation: Augmentation, lasting: bool
+    ) -> Iterator[Batch]:
         if not blocks:
             return
         maker = CropMaker(
@@ -110,14 +117,9 @@ class Feed:
             augmentation,
             self.recipe.seed,
         )
-        steps = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks])
-        graph = steps.map_batches(
-            maker,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=TaskPoolStrategy(size=self.place.loaders),
-            num_cpus=self.place.cpus_per_loader,
-        )
+        # Unlike `from_arrow`, this needs no free CPU on the cluster.
+        steps = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+        graph = self._by_actors(steps, maker) if lasting else self._by_tasks(steps, maker)
         batches = graph.iter_batches(
             batch_size=1, batch_format="pyarrow", prefetch_batches=_PREFETCHED
         )
@@ -125,6 +127,36 @@ class Feed:
             batch = _unpack(table)
             self._count(len(batch.crops), table["failed"][0].as_py())
             yield batch
+
+    def _by_actors(self, steps: ray.data.Dataset, maker: CropMaker) -> ray.data.Dataset:
+        """For a long graph: actors go on with their work on a node that is being preempted."""
+        with warnings.catch_warnings():
+            # `max_task_retries` has no named parameter yet; without it Ray retries poison for ever.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            return steps.map_batches(
+                Loader,
+                fn_constructor_args=(maker,),
+                compute=ActorPoolStrategy(size=self.place.loaders),
+                max_task_retries=_TASK_RETRIES,
+                **self._options(),
+            )
+
+    def _by_tasks(self, steps: ray.data.Dataset, maker: CropMaker) -> ray.data.Dataset:
+        """For a short graph: tasks start sooner."""
+        return steps.map_batches(
+            maker, compute=TaskPoolStrategy(size=self.place.loaders), **self._options()
+        )
+
+    def _options(self) -> dict[str, Any]:
+        """A batch is a step. On the worker's own node and out of its own CPUs, so that nothing else
+        can starve it."""
+        node = ray.get_runtime_context().get_node_id()
+        return {
+            "batch_size": 1,
+            "batch_format": "pyarrow",
+            "num_cpus": 0,
+            "label_selector": {_NODE_LABEL: node},
+        }
 
     def _count(self, seen: int, failed: list[str]) -> None:
         self._seen += seen

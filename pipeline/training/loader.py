@@ -1,4 +1,4 @@
-"""What a loader task does: read samples, cut and augment their crops. Needs no torch."""
+"""What a loader does: read samples, cut and augment their crops. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.samples import RowReader, TableFiles, decode_sample
 
 @dataclass(frozen=True)
 class CropMaker:
-    """Turns row numbers into training crops, in a task of Ray Data."""
+    """Turns the row numbers of a step into training crops."""
 
     files: TableFiles
     skeleton: Skeleton
@@ -48,9 +48,19 @@ class CropMaker:
         return crop, None
 
 
+class Loader:
+    """A `CropMaker` as an actor of Ray Data."""
+
+    def __init__(self, maker: CropMaker) -> None:
+        self.maker = maker
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self.maker(table)
+
+
 @lru_cache(maxsize=1)
 def _reader(files: TableFiles) -> RowReader:
-    """One reader per process: tasks that follow each other find its row groups in memory."""
+    """One reader per process: loaders that follow each other find its row groups in memory."""
     return RowReader(files)
 
 

@@ -49,6 +49,7 @@ class WorkerInputs:
     board: Any
     device: str
     threads: int | None
+    loaders: int
     checkpoint_s: float
 
 
@@ -83,7 +84,7 @@ class Loop:
         context = ray.train.get_context()
         self.inputs, self.recipe = inputs, inputs.recipe
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        place = _place(self.rank, self.world, inputs.device)
+        place = Place(self.rank, self.world, inputs.loaders)
         torch.set_num_threads(inputs.threads or _threads(context.get_local_world_size()))
         self.device = ray.train.torch.get_device()
         table = SampleTable(inputs.samples, inputs.options)
@@ -100,6 +101,7 @@ class Loop:
         self._losses: list[Tensor] = []
         self._seen = 0
         self._steps_left = 1
+        self._preempted: set[str] = set()
         self._interval_started = self._checkpointed = time.monotonic()
 
     def run(self) -> None:
@@ -159,9 +161,17 @@ class Loop:
             }
         )
         stop = bool(_over_workers(torch.tensor([float(stop)], device=self.device))[0] > 0)
-        leaves = ray.train.get_preemption_info() is not None
+        leaves = self._newly_preempted()
         self._losses, self._seen, self._interval_started = [], 0, time.monotonic()
         return _Wants(checkpoint or stop or leaves, stop)
+
+    def _newly_preempted(self) -> bool:
+        """Whether another node of the run is about to go; the same answer on all workers."""
+        info = ray.train.get_preemption_info()
+        nodes = set(info.preempted_node_ids) if info else set()
+        new = bool(nodes - self._preempted)
+        self._preempted |= nodes
+        return new
 
     def _validate(self) -> None:
         """PCK of the averaged weights on the tuning split; keeps the best ones."""
@@ -260,24 +270,6 @@ def _over_workers(values: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
-
-
-def _cpus() -> float:
-    cpus: float = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
-    return cpus
-
-
-def _place(rank: int, world: int, device: str) -> Place:
-    """What is left of this worker's part of the cluster's CPUs goes to its loaders."""
-    left = _cpus() / world - cpus_per_worker(world)
-    if left >= 1:
-        return Place(rank, world, int(left), 1.0)
-    return Place(rank, world, 1, round(0.8 * max(left, 0.1), 2))
-
-
-def cpus_per_worker(workers: int) -> float:
-    """CPUs that a worker reserves: one, or half of its part of a small cluster."""
-    return max(0.1, min(1.0, round(0.5 * _cpus() / workers, 2)))
 
 
 def _threads(local_world: int) -> int:

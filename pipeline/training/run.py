@@ -36,12 +36,13 @@ from pipeline.storage import Output, StorageOptions
 from pipeline.training.card import model_card
 from pipeline.training.feed import steps_per_epoch
 from pipeline.training.logbook import Board, Logbook
-from pipeline.training.loop import WorkerInputs, cpus_per_worker, read_state, train_worker
+from pipeline.training.loop import WorkerInputs, read_state, train_worker
 from pipeline.training.record import RunRecord, identity
 from pipeline.training.settings import TrainSettings
 from pipeline.training.show import Show
 
 _POLL_S = 1.0
+_MOST_LOADERS = 16
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _Run:
         On Ctrl-C or SIGTERM the workers write a checkpoint first; a second one stops at once.
         """
         with cluster.connected(self.settings.address, dashboard=True):
-            board = Board.remote()  # type: ignore[attr-defined]
+            board = _board()
             thread = threading.Thread(target=self._fit, args=(board, output), daemon=True)
             with _stop_signals() as stopping:
                 thread.start()
@@ -177,6 +178,7 @@ class _Run:
     def _trainer(self, board: Any, output: Output) -> ray.train.torch.TorchTrainer:
         settings = self.settings
         least, most = settings.worker_range
+        cpus, loaders = _share_of_cpus(most, settings.loaders)
         inputs = WorkerInputs(
             samples=_absolute(settings.samples),
             options=self.options,
@@ -186,6 +188,7 @@ class _Run:
             board=board,
             device=settings.device,
             threads=settings.threads,
+            loaders=loaders,
             checkpoint_s=60 * settings.checkpoint_minutes,
         )
         gpus = {"GPU": 1.0} if settings.device == "cuda" else {}
@@ -196,7 +199,7 @@ class _Run:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=least if least == most else (least, most),  # type: ignore[arg-type]
                 use_gpu=settings.device == "cuda",
-                resources_per_worker={"CPU": cpus_per_worker(most), **gpus},
+                resources_per_worker={"CPU": cpus, **gpus},
             ),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -207,6 +210,21 @@ class _Run:
                 callbacks=[_Failures(board)],  # type: ignore[list-item]
             ),
         )
+
+
+def _board() -> Any:
+    """A board on the driver's node, so that it lives as long as the driver."""
+    here = ray.get_runtime_context().get_node_id()
+    return Board.options(label_selector={"ray.io/node-id": here}).remote()  # type: ignore[attr-defined]
+
+
+def _share_of_cpus(workers: int, loaders: int | None) -> tuple[float, int]:
+    """CPUs that each worker reserves on its node, for itself and its loaders, and their number."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    sizes = [node["Resources"].get("CPU", 0.0) for node in nodes]
+    share = min(max(sizes), sum(sizes) / workers)
+    loaders = loaders or max(1, min(_MOST_LOADERS, int(share) - 1))
+    return max(0.1, round(min(0.9 * share, 1.0 + loaders), 2)), loaders
 
 
 class _Failures(ray.train.UserCallback):

@@ -116,6 +116,9 @@ class TrainSettings(Settings):
 
     workers: str = setting("run", "1", "training processes; 1-4 takes what the cluster has")
     threads: int | None = setting("run", None, "CPU threads per worker (default: by CPUs)", ge=1)
+    loaders: int | None = setting(
+        "run", None, "processes per worker that decode and augment (default: by CPUs)", ge=1, le=128
+    )
     device: Literal["cpu", "cuda"] = setting("run", "cpu", "where the workers compute")
     checkpoint_minutes: float = setting(
         "run", 10.0, "longest time between checkpoints; every epoch ends with one, too", gt=0

@@ -12,7 +12,9 @@ import pytest
 from cpm_core.skeleton import load_skeleton
 from cpm_core.weights import load_weights
 from tests.e2e.conftest import Job, draw_figure
+from tests.e2e.labelled import PLACES, SKELETON_FILE
 from tests.e2e.test_annotate import read_table
+from tests.e2e.test_train_faults import records
 
 PEOPLE = 48
 
@@ -63,6 +65,44 @@ def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, pose
     assert annotated.returncode == 0, annotated.stderr
     metadata = json.loads(read_table(str(tmp_path / "out")).schema.metadata[b"posemill"])
     assert metadata["model"] == {"name": "tiny", "weights_sha256": twice.sha256}
+
+
+def test_own_skeleton_from_given_weights(tmp_path: Path, photos: Path, posemill: Job) -> None:
+    """Five joints of one's own, a few pictures labelled by hand, the weights in the box: the loss
+    falls, the figures are recognised, and annotate writes that skeleton."""
+    (tmp_path / "five.yaml").write_text(SKELETON_FILE)
+    folder = tmp_path / "labelled"
+    (folder / "images").mkdir(parents=True)
+    points = [[x, y, 1] for x, y in PLACES.values()]
+    for i in range(96):
+        cv2.imwrite(str(folder / "images" / f"{i}.jpg"), draw_figure(i))
+    images = [{"file": f"{i}.jpg", "keypoints": points} for i in range(96)]
+    document = {"split": "train", "joint_names": list(PLACES), "images": images}
+    (folder / "annotations.json").write_text(json.dumps(document))
+
+    samples, run = str(tmp_path / "five.parquet"), tmp_path / "runs" / "five"
+    given = ["--skeleton", str(tmp_path / "five.yaml"), "--tune-share", "0.1"]
+    imported = posemill("import", "json", str(folder), samples, *given)
+    assert imported.returncode == 0, imported.stderr
+    trained = posemill(
+        *("train", "--samples", samples, "--output", str(run.parent), "--name", "five"),
+        *("--start-from", "cpm-lite", "--stages", "2", "--epochs", "10", "--batch-size", "8"),
+        *("--phases", "0:64", "--threads", "1", "--warmup-steps", "10", "--ema-decay", "0.9"),
+    )
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    losses = [sum(record["loss"]) for record in records(run, "progress")]
+    assert losses[-1] < 0.8 * losses[0]
+    assert max(record["tune_pck"][-1] for record in records(run, "epoch")) > 60
+
+    out = str(tmp_path / "out")
+    weights = str(run / "five.safetensors")
+    annotated = posemill("annotate", str(photos), out, "--weights", weights, "--limit", "5")
+    assert annotated.returncode == 0, annotated.stderr
+    table = read_table(out)
+    metadata = json.loads(table.schema.metadata[b"posemill"])
+    assert metadata["skeleton"]["name"] == "five"
+    assert metadata["skeleton"]["keypoints"] == list(PLACES)
+    assert len(table.column("x")[0].as_py()) == 5
 
 
 def test_unusable_samples_are_told(tmp_path: Path, photos: Path, posemill: Job) -> None:
