@@ -8,7 +8,7 @@ import cv2
 import pytest
 import torch
 
-from tests.pipeline.training.fake_ray import FakeRay
+from tests.pipeline.training.fake_ray import FakeRay, refuse_clusters
 from tests.pipeline.training.labelled import row, write_table
 
 
@@ -16,6 +16,11 @@ from tests.pipeline.training.labelled import row, write_table
 def _one_thread() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_clusters(monkeypatch)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import ray.data
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from cpm_core.config import preset
 from cpm_core.model import Cpm
@@ -56,7 +57,7 @@ class FakeRay:
     world: int = 1
     tick_s: float = 10.0
     board: Board = field(default_factory=Board)
-    preempted: Callable[[], bool] = lambda: False
+    preempted_nodes: Callable[[], list[str]] = list
     checkpoint: ray.train.Checkpoint | None = None
     reported_steps: list[int] = field(default_factory=list)
     data_steps: list[dict[str, Any]] = field(default_factory=list)
@@ -70,12 +71,14 @@ class FakeRay:
             get_local_world_size=lambda: self.world,
             get_storage=lambda: SimpleNamespace(persist_current_checkpoint=self._persist),
         )
+        refuse_clusters(patch)
         patch.setattr(ray, "get", lambda value: value)
-        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-        patch.setattr(ray.data, "from_arrow", lambda tables: _Steps(tables, self.data_steps))
+        node = SimpleNamespace(get_node_id=lambda: "here")
+        patch.setattr(ray, "get_runtime_context", lambda: node)
+        patch.setattr(ray.data, "from_items", lambda items, **_: _Steps(items, self.data_steps))
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(ray.train, "get_checkpoint", lambda: self.checkpoint)
-        patch.setattr(ray.train, "get_preemption_info", lambda: True if self.preempted() else None)
+        patch.setattr(ray.train, "get_preemption_info", self._preemption)
         patch.setattr(ray.train, "report", self._report)
         patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
         patch.setattr(ray.train.torch, "prepare_model", lambda model, move_to_device: model)
@@ -102,8 +105,13 @@ class FakeRay:
             board=self.board,
             device="cpu",
             threads=1,
+            loaders=1,
             checkpoint_s=checkpoint_s,
         )
+
+    def _preemption(self) -> PreemptionInfo | None:
+        nodes = self.preempted_nodes()
+        return PreemptionInfo(None, {node: [0] for node in nodes}) if nodes else None
 
     def _clock(self) -> float:
         self._now += self.tick_s
@@ -131,15 +139,26 @@ class FakeRay:
 class _Steps:
     """A Ray Data graph of one operator, run when it is read."""
 
-    def __init__(self, tables: list[pa.Table], log: list[dict[str, Any]]) -> None:
-        self.tables, self.log = tables, log
-        self.maker: Any = None
+    def __init__(self, steps: list[dict[str, Any]], log: list[dict[str, Any]]) -> None:
+        self.steps, self.log = steps, log
+        self.loader: Any = None
 
-    def map_batches(self, maker: Any, **_: Any) -> _Steps:
-        self.maker = maker
+    def map_batches(
+        self, loader: Any, fn_constructor_args: tuple[Any, ...] = (), **_: Any
+    ) -> _Steps:
+        self.loader = loader(*fn_constructor_args) if isinstance(loader, type) else loader
         return self
 
     def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
-        for table in self.tables:
-            self.log += table.to_pylist()
-            yield self.maker(table)
+        for step in self.steps:
+            self.log.append(step)
+            yield self.loader(pa.Table.from_pylist([step]))
+
+
+def refuse_clusters(patch: pytest.MonkeyPatch) -> None:
+    """Whatever is not faked fails: Ray would else join the cluster that runs on this machine."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a test without a cluster called Ray")
+
+    patch.setattr(ray, "init", refuse)
