@@ -24,9 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
 def job(settings: TrainSettings) -> int:
     """Draw the preview, or train."""
     if settings.preview is not None:
-        size = settings.recipe().phases[-1].size
+        recipe = settings.recipe()
         count = write_sheet(
-            settings.samples, settings.preview, settings.augmentation(), size, seed=settings.seed
+            settings.samples,
+            settings.preview,
+            recipe.augmentation,
+            recipe.phases[-1].size,
+            seed=recipe.seed,
+            box_factor=recipe.box_factor,
         )
         print(f"{settings.preview}: {count} augmented samples and their maps")
         return DONE

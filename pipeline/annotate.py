@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError
 
 from cpm_core.errors import CpmError
-from cpm_core.weights import load_weights
 from pipeline import __version__, schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
@@ -34,6 +33,7 @@ from pipeline.progress import Meter, Reporter
 from pipeline.stages import EstimatorSpec, Outcome, Summary, access_failures
 from pipeline.storage import Output, StorageOptions
 from pipeline.units import GivenBox
+from pipeline.weights import read_weights
 
 if TYPE_CHECKING:
     from pipeline.execute import Executor
@@ -112,10 +112,7 @@ class Run:
         )
         # What is read without credentials, or at the reader's cost, is never where one writes.
         self.output = Output(settings.output, StorageOptions(self.storage.endpoint))
-        try:
-            self.weights = load_weights(settings.weights)
-        except CpmError as error:
-            raise UsageError(str(error)) from error
+        self.weights = read_weights(settings.weights, self.storage)
         self.boxes = self._read_boxes()
         self.decoder = self._decoder_config()
         self.fields = settings.fingerprint_fields(

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from cpm_core.belief import stages_figure
-from cpm_core.errors import CpmError
-from cpm_core.estimator import Estimator, load
+from cpm_core.estimator import Estimator
 from cpm_core.skeleton import Skeleton
 from pipeline.config import setting
 from pipeline.errors import InputError, UsageError
@@ -21,6 +20,7 @@ from pipeline.pictures import decode_picture
 from pipeline.sample_sheet import check_picture_name, write_picture
 from pipeline.settings import Settings
 from pipeline.storage import StorageOptions
+from pipeline.weights import read_weights
 
 _MOST_BYTES = 1 << 28
 _MOST_PIXELS = 100_000_000
@@ -75,10 +75,8 @@ def draw_belief(settings: BeliefSettings) -> tuple[str, ...]:
 def _estimator(settings: BeliefSettings) -> Estimator:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU that PyTorch can use here; leave it out")
-    try:
-        return load(settings.weights, settings.device)
-    except CpmError as error:
-        raise UsageError(str(error)) from error
+    options = StorageOptions(settings.s3_endpoint, settings.s3_anonymous)
+    return Estimator(read_weights(settings.weights, options), settings.device)
 
 
 def _check_joint(joint: str, skeleton: Skeleton) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from cpm_core.errors import CpmError
-from cpm_core.estimator import Estimator, load
+from cpm_core.estimator import Estimator
 from cpm_core.skeleton import load_skeleton
 from pipeline.config import setting
 from pipeline.errors import UsageError
@@ -22,6 +22,7 @@ from pipeline.evaluation.report import check_matplotlib, plot, table
 from pipeline.evaluation.weights import estimate_samples
 from pipeline.settings import Settings, flag_of
 from pipeline.storage import StorageOptions
+from pipeline.weights import read_weights
 
 DEFAULT_WEIGHTS = "cpm-lite"
 _PLOTS = (".png", ".svg", ".pdf")
@@ -129,7 +130,13 @@ def _compare(settings: EvaluateSettings) -> tuple[Comparison, tuple[Metric, ...]
 
 def _estimator(settings: EvaluateSettings, weights: str) -> Estimator:
     try:
-        return load(weights, settings.device, settings.precision, settings.flip, settings.scales)
+        return Estimator(
+            read_weights(weights, StorageOptions(settings.s3_endpoint)),
+            settings.device,
+            settings.precision,
+            settings.flip,
+            settings.scales,
+        )
     except CpmError as error:
         raise UsageError(str(error)) from error
 

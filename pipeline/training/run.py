@@ -40,6 +40,7 @@ from pipeline.training.loop import WorkerInputs, read_state, train_worker
 from pipeline.training.record import RunRecord, identity
 from pipeline.training.settings import TrainSettings
 from pipeline.training.show import Show
+from pipeline.weights import read_weights
 
 _POLL_S = 1.0
 _MOST_LOADERS = 16
@@ -92,7 +93,8 @@ def _start(
                 raise UsageError("--trunk goes with --preset cpm-lite")
             load_efficientnet_lite0(model.shared, settings.trunk)
         if settings.start_from is not None:
-            _copy_fitting(model, load_weights(settings.start_from).tensors)
+            given = read_weights(settings.start_from, StorageOptions(settings.s3_endpoint))
+            _copy_fitting(model, given.tensors)
     except CpmError as error:
         raise UsageError(str(error)) from error
     return config, model.state_dict()
@@ -133,7 +135,8 @@ class _Run:
         """
         with cluster.connected(self.settings.address, dashboard=True):
             board = _board()
-            thread = threading.Thread(target=self._fit, args=(board, output), daemon=True)
+            trainer = self._trainer(board, output)
+            thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
             with _stop_signals() as stopping:
                 thread.start()
                 while thread.is_alive():
@@ -168,10 +171,10 @@ class _Run:
             raise PosemillError(f"training {name} ended without a checkpoint")
         return read_state(outcome.checkpoint)
 
-    def _fit(self, board: Any, output: Output) -> None:
+    def _fit(self, trainer: ray.train.torch.TorchTrainer) -> None:
         """In a thread of its own: Ray Train takes over Ctrl-C in the main one."""
         try:
-            self._outcome = self._trainer(board, output).fit()
+            self._outcome = trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
             self._outcome = error
 
@@ -179,6 +182,7 @@ class _Run:
         settings = self.settings
         least, most = settings.worker_range
         cpus, loaders = _share_of_cpus(most, settings.loaders)
+        device = _device(settings)
         inputs = WorkerInputs(
             samples=_absolute(settings.samples),
             options=self.options,
@@ -186,19 +190,19 @@ class _Run:
             recipe=settings.recipe(),
             initial=ray.put(self.initial),
             board=board,
-            device=settings.device,
+            device=device,
             threads=settings.threads,
             loaders=loaders,
             checkpoint_s=60 * settings.checkpoint_minutes,
         )
-        gpus = {"GPU": 1.0} if settings.device == "cuda" else {}
+        gpus = {"GPU": 1.0} if device == "cuda" else {}
         folder, _, name = output.root.rpartition("/")
         return ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={"inputs": inputs},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=least if least == most else (least, most),  # type: ignore[arg-type]
-                use_gpu=settings.device == "cuda",
+                use_gpu=device == "cuda",
                 resources_per_worker={"CPU": cpus, **gpus},
             ),
             run_config=ray.train.RunConfig(
@@ -225,6 +229,22 @@ def _share_of_cpus(workers: int, loaders: int | None) -> tuple[float, int]:
     share = min(max(sizes), sum(sizes) / workers)
     loaders = loaders or max(1, min(_MOST_LOADERS, int(share) - 1))
     return max(0.1, round(min(0.9 * share, 1.0 + loaders), 2)), loaders
+
+
+def _device(settings: TrainSettings) -> str:
+    """`cpu` or `cuda`. Raises PosemillError for a cluster without the GPUs that were asked for."""
+    if settings.device == "cpu":
+        return "cpu"
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    least, _ = settings.worker_range
+    if gpus >= least:
+        return "cuda"
+    if settings.device == "cuda":
+        raise PosemillError(
+            f"the cluster has {gpus:g} GPUs for --workers {settings.workers}; lower --workers, add "
+            "nodes, or say --device cpu"
+        )
+    return "cpu"
 
 
 class _Failures(ray.train.UserCallback):

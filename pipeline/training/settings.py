@@ -119,7 +119,9 @@ class TrainSettings(Settings):
     loaders: int | None = setting(
         "run", None, "processes per worker that decode and augment (default: by CPUs)", ge=1, le=128
     )
-    device: Literal["cpu", "cuda"] = setting("run", "cpu", "where the workers compute")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "run", "auto", "where the workers compute: on GPUs if the cluster has one for each"
+    )
     checkpoint_minutes: float = setting(
         "run", 10.0, "longest time between checkpoints; every epoch ends with one, too", gt=0
     )
