@@ -11,7 +11,7 @@ _COMMANDS = {
     "preview": "draw annotated pictures on a contact sheet",
     "import": "turn labelled pictures into a training table",
     "train": "train or fine-tune a network",
-    "evaluate": "measure weights on a training table",
+    "evaluate": "measure weights, annotations or predictions by their labels",
     "belief": "draw what a network believes about a joint, stage by stage",
 }
 

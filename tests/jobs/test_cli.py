@@ -6,13 +6,15 @@ import pytest
 
 from jobs.cli import main
 
+COMMANDS = ("annotate", "preview", "import", "train", "evaluate", "belief")
+
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"]])
 def test_help_lists_the_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Every subcommand with a line."""
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("annotate", "preview", "import", "train", "evaluate"))
+    assert all(name in text for name in COMMANDS)
 
 
 def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +29,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "annotate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["annotate", "preview", "import", "train", "evaluate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` prints every setting and exits with 0."""
     with pytest.raises(SystemExit) as stop:
