@@ -120,7 +120,7 @@ class Fit:
         images = batch.crops.permute(0, 3, 1, 2)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             maps = self.network(images)
-        config, cells = self.model.config, images.shape[-1] // STRIDE
+        config, cells = self.model.config.at_size(images.shape[-1]), images.shape[-1] // STRIDE
         sigma = config.label_sigma * self.recipe.sigma_at(self.progress)
         target = belief_maps(batch.keypoints, batch.labelled, cells, sigma, config.cell_offset)
         everybody = target
