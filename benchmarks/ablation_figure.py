@@ -13,9 +13,11 @@ from ablation_table import Document, Rate, groups, variant_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 _EVERY, _LAST = "#1f5fa8", "#d1641a"
 _MANY = 12
+_ASIDE = 0.05
 _INK, _FAINT, _BAND = "#333333", "#8a8a8a", "#f3f3f0"
 
 
@@ -96,18 +98,24 @@ def _by_stage(axes: Axes, document: Document) -> None:
 
 def _line(axes: Axes, rates: Sequence[Rate], color: str, hollow: int = 0, first: int = 1) -> None:
     """PCK from place `first` on, values beside the marks, the first `hollow` of them hollow."""
-    places = list(range(1, len(rates) + 1))
+    # Side by side, so that neither hides the other.
+    side = 1 if color == _LAST else -1
+    places = np.arange(1, len(rates) + 1) + side * _ASIDE
     values = [rate.percent for rate in rates]
     errors = [rate.error for rate in rates]
     axes.errorbar(places, values, yerr=errors, color=color, lw=2.2, elinewidth=1.2, capsize=3)
     fills = ["white"] * hollow + [color] * (len(rates) - hollow)
     axes.scatter(places, values, s=40, c=fills, edgecolors=color, linewidths=1.8, zorder=3)
-    axes.set_xticks(places)
-    axes.set_xlim(0.6, len(rates) + 0.5)
-    below = color == _LAST
+    axes.set_xticks(range(1, len(rates) + 1))
+    axes.set_xlim(0.5, len(rates) + 0.5)
+    axes.margins(y=0.12)
+    style: dict[str, Any] = {"textcoords": "offset points", "size": 9.5, "color": color}
+    style |= {
+        "ha": "left" if side > 0 else "right",
+        "path_effects": [withStroke(linewidth=3, foreground="white")],
+    }
     for place, value in list(zip(places, values, strict=True))[first - 1 :]:
-        style = {"textcoords": "offset points", "size": 9.5, "color": color}
-        axes.annotate(f"{value:.1f}", (place, value), (8, -14 if below else 8), **style)
+        axes.annotate(f"{value:.1f}", (place, value), (side * 7, -13 if side > 0 else 7), **style)
 
 
 def _gradients(axes: Axes, curves: Sequence[tuple[Any, Any, str]], title: str) -> None:

@@ -87,16 +87,17 @@ def table(document: Document) -> str:
 def _by_stages(document: Document) -> Iterator[str]:
     yield "PCK@0.2 of the limb joints after the last stage, percent ± standard error"
     yield ""
-    yield "| stages | loss after every stage | loss after the last only | difference |"
-    yield "|---:|---:|---:|---:|"
-    for stages in range(1, document["settings"]["most_stages"] + 1):
-        every = Rate.of(variant_of(document, stages, True), stages)
-        if stages == 1:
-            yield f"| 1 | {_percent(every)} | the same | |"
-            continue
-        last = Rate.of(variant_of(document, stages, False), stages)
-        points, error = every.minus(last)
-        yield f"| {stages} | {_percent(every)} | {_percent(last)} | {points:+.1f} ± {error:.1f} |"
+    yield (
+        "| stages | loss after every stage | loss after the last only | every minus last only "
+        "| every minus 1 stage |"
+    )
+    yield "|---:|---:|---:|---:|---:|"
+    single = Rate.of(variant_of(document, 1, True), 1)
+    yield f"| 1 | {_percent(single)} | the same | | |"
+    for stages in range(2, document["settings"]["most_stages"] + 1):
+        every, last = (Rate.of(variant_of(document, stages, i), stages) for i in (True, False))
+        points = f"{_points(*every.minus(last))} | {_points(*every.minus(single))}"
+        yield f"| {stages} | {_percent(every)} | {_percent(last)} | {points} |"
 
 
 def _by_stage(document: Document) -> Iterator[str]:
@@ -112,6 +113,10 @@ def _by_stage(document: Document) -> Iterator[str]:
 
 def _percent(rate: Rate) -> str:
     return f"{rate.percent:.1f} ± {rate.error:.1f}"
+
+
+def _points(difference: float, error: float) -> str:
+    return f"{difference:+.1f} ± {error:.1f}"
 
 
 def _gradients(document: Document) -> Iterator[str]:
