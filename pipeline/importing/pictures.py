@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +16,8 @@ from pipeline.importing.record import Labelled
 from pipeline.importing.settings import ImportSettings
 from pipeline.pictures import decode_picture
 
-log = logging.getLogger("posemill")
-
 _LARGEST = 256 << 20
 _THREADS = min(8, 2 * (os.cpu_count() or 1))
-_SECONDS = 5.0
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -82,20 +77,3 @@ def in_threads(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[t
         finally:
             for _, future in pending:
                 future.cancel()
-
-
-class Progress:
-    """A log line with the rate every few seconds."""
-
-    def __init__(self, doing: str) -> None:
-        self._doing, self._count = doing, 0
-        self._start = self._last = time.monotonic()
-
-    def step(self) -> None:
-        """One more picture is done."""
-        self._count += 1
-        now = time.monotonic()
-        if now - self._last >= _SECONDS:
-            self._last = now
-            rate = self._count / (now - self._start)
-            log.info("import: %s: %s pictures, %.0f/s", self._doing, f"{self._count:,}", rate)

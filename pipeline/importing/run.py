@@ -13,11 +13,12 @@ from cpm_core.errors import CpmError
 from cpm_core.skeleton import Skeleton, load_skeleton
 from pipeline.errors import UsageError
 from pipeline.importing import annotated, coco, lsp, mpii, plain_json
-from pipeline.importing.pictures import Looked, Progress, fetch_only, in_threads, look
+from pipeline.importing.pictures import Looked, fetch_only, in_threads, look
 from pipeline.importing.record import TRAIN, TUNE, JointMap, Labelled, Reading
 from pipeline.importing.settings import ImportSettings
 from pipeline.importing.table import SamplesWriter, person_columns
 from pipeline.importing.tuning import Groups, Survey, group_pictures
+from pipeline.pace import Pace
 from pipeline.storage import path_of
 
 log = logging.getLogger("posemill")
@@ -30,6 +31,7 @@ _READERS: dict[str, Callable[[ImportSettings], Reading]] = {
     "json": plain_json.read,
     "annotations": annotated.read,
 }
+_SECONDS = 5.0
 _NAMED = 5
 """So many pictures that cannot be used are named."""
 
@@ -96,9 +98,13 @@ def _target(settings: ImportSettings, reading: Reading) -> Skeleton:
         raise UsageError(str(error)) from error
 
 
+def _pace(doing: str) -> Pace:
+    return Pace(f"import: {doing}", "pictures", _SECONDS)
+
+
 def _survey(settings: ImportSettings, reading: Reading) -> Survey:
     """The first pass: a thumbnail of every picture."""
-    survey, progress = Survey(), Progress("looking for near-duplicates")
+    survey, progress = Survey(), _pace("looking for near-duplicates")
     # Some formats name a picture once per person.
     first_time = (labelled for labelled in reading.pictures() if survey.note(labelled))
     for labelled, looked in in_threads(partial(look, settings=settings), first_time):
@@ -123,7 +129,7 @@ def _usable(
         return fetch_only(labelled, settings) if with_bytes else Looked()
 
     with_bytes = settings.pictures == "bytes"
-    progress, good, bad = Progress("writing"), set[str](), set[str]()
+    progress, good, bad = _pace("writing"), set[str](), set[str]()
     for labelled, looked in in_threads(load, reading.pictures()):
         progress.step()
         if looked.problem is None:
