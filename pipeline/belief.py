@@ -6,12 +6,10 @@ import difflib
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import field_validator
 
 from cpm_core.belief import stages_figure
-from cpm_core.estimator import Estimator
 from cpm_core.skeleton import Skeleton
 from pipeline.config import setting
 from pipeline.errors import InputError, UsageError
@@ -20,7 +18,7 @@ from pipeline.pictures import decode_picture
 from pipeline.sample_sheet import check_picture_name, write_picture
 from pipeline.settings import Settings
 from pipeline.storage import StorageOptions
-from pipeline.weights import read_weights
+from pipeline.weights import estimator
 
 _MOST_BYTES = 1 << 28
 _MOST_PIXELS = 100_000_000
@@ -57,26 +55,19 @@ class BeliefSettings(Settings):
 def draw_belief(settings: BeliefSettings) -> tuple[str, ...]:
     """Write the figure; returns the joints on it. Raises UsageError."""
     check_picture_name(settings.to)
-    estimator = _estimator(settings)
-    skeleton = estimator.info.skeleton
+    network = estimator(settings.weights, _storage(settings), settings.device)
+    skeleton = network.info.skeleton
     joints = settings.joint or skeleton.keypoints
     for joint in joints:
         _check_joint(joint, skeleton)
     picture = _picture(settings)
     try:
-        crop, maps = estimator.belief(picture, _box(settings.box, picture))
+        crop, maps = network.belief(picture, _box(settings.box, picture))
     except ValueError as error:  # a box of absurd extent
         raise UsageError(f"--box: {error}") from error
-    offset = estimator.info.config.cell_offset
+    offset = network.info.config.cell_offset
     write_picture(settings.to, stages_figure(crop, maps, skeleton, joints, offset, settings.size))
     return joints
-
-
-def _estimator(settings: BeliefSettings) -> Estimator:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: there is no GPU that PyTorch can use here; leave it out")
-    options = StorageOptions(settings.s3_endpoint, settings.s3_anonymous)
-    return Estimator(read_weights(settings.weights, options), settings.device)
 
 
 def _check_joint(joint: str, skeleton: Skeleton) -> None:
@@ -89,10 +80,15 @@ def _check_joint(joint: str, skeleton: Skeleton) -> None:
     )
 
 
+def _storage(settings: BeliefSettings) -> StorageOptions:
+    return StorageOptions(settings.s3_endpoint, settings.s3_anonymous)
+
+
 def _picture(settings: BeliefSettings) -> NDArray[np.uint8]:
-    options = StorageOptions(settings.s3_endpoint, settings.s3_anonymous)
     try:
-        return decode_picture(fetch(settings.picture, options, _MOST_BYTES), _MOST_PIXELS)
+        return decode_picture(
+            fetch(settings.picture, _storage(settings), _MOST_BYTES), _MOST_PIXELS
+        )
     except InputError as error:
         raise UsageError(f"cannot read {settings.picture}: {error}") from error
 

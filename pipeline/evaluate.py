@@ -9,8 +9,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from cpm_core.errors import CpmError
-from cpm_core.estimator import Estimator
 from cpm_core.skeleton import load_skeleton
 from pipeline.config import setting
 from pipeline.errors import UsageError
@@ -22,11 +20,11 @@ from pipeline.evaluation.report import check_matplotlib, plot, table
 from pipeline.evaluation.weights import estimate_samples
 from pipeline.settings import Settings, flag_of
 from pipeline.storage import StorageOptions
-from pipeline.weights import read_weights
+from pipeline.weights import estimator
 
 DEFAULT_WEIGHTS = "cpm-lite"
 _PLOTS = (".png", ".svg", ".pdf")
-_ONLY_WEIGHTS = ("weights", "flip", "scales")
+_ONLY_WEIGHTS = ("weights", "precision", "device", "flip", "scales")
 _ONLY_SAMPLES = (*_ONLY_WEIGHTS, "samples", "split", "annotations")
 
 
@@ -80,13 +78,16 @@ class EvaluateSettings(Settings):
             self._refuse(_ONLY_WEIGHTS, "--annotations")
         if self.plot is not None and not self.plot.endswith(_PLOTS):
             raise ValueError(f"--plot {self.plot}: use a name with {', '.join(_PLOTS)}")
+        if self.threshold is not None and set(self.metric) == {"oks"}:
+            raise ValueError("--threshold is one of PCK; --metric oks has none")
         if self.plot is not None and set(self.metric) == {"oks"}:
             raise ValueError("--plot draws curves of PCK; --metric oks has none")
         return self
 
     def _refuse(self, names: tuple[str, ...], given: str) -> None:
         for name in names:
-            if getattr(self, name) != type(self).model_fields[name].default:
+            # What has no effect is refused even where it is the default.
+            if name in self.model_fields_set and getattr(self, name) is not None:
                 raise ValueError(f"{flag_of(name)} does not go with {given}: one input at a time")
 
 
@@ -123,22 +124,11 @@ def _compare(settings: EvaluateSettings) -> tuple[Comparison, tuple[Metric, ...]
         compared = compare_annotations(settings.annotations, settings.samples, split, options)
         return compared, ("pck_lspet", *_pckh(compared), "oks")
     weights = settings.weights or DEFAULT_WEIGHTS
-    estimator = _estimator(settings, weights)
-    compared = estimate_samples(settings.samples, split, weights, estimator, options)
+    network = estimator(
+        weights, options, settings.device, settings.precision, settings.flip, settings.scales
+    )
+    compared = estimate_samples(settings.samples, split, weights, network, options)
     return compared, ("pck_lspet", *_pckh(compared))
-
-
-def _estimator(settings: EvaluateSettings, weights: str) -> Estimator:
-    try:
-        return Estimator(
-            read_weights(weights, StorageOptions(settings.s3_endpoint)),
-            settings.device,
-            settings.precision,
-            settings.flip,
-            settings.scales,
-        )
-    except CpmError as error:
-        raise UsageError(str(error)) from error
 
 
 def _pckh(compared: Comparison) -> tuple[Metric, ...]:
@@ -149,19 +139,11 @@ def _pckh(compared: Comparison) -> tuple[Metric, ...]:
 
 def _input(settings: EvaluateSettings) -> dict[str, Any]:
     """The settings that the figures depend on."""
-    names = (
-        "samples",
-        "split",
-        "weights",
-        "annotations",
-        "predictions",
-        "labels",
-        "precision",
-        "flip",
-        "scales",
-    )
-    given = settings.model_dump(include=set(names))
-    if settings.annotations is None and settings.predictions is None:
+    names = {"samples", "split", "annotations", "predictions", "labels"}
+    if settings.annotations is not None or settings.predictions is not None:
+        given = settings.model_dump(include=names)
+    else:
+        given = settings.model_dump(include=names | {"weights", "precision", "flip", "scales"})
         given["weights"] = settings.weights or DEFAULT_WEIGHTS
     return {name: value for name, value in given.items() if value}
 

@@ -5,13 +5,34 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import torch
+
 from cpm_core.errors import CpmError
+from cpm_core.estimator import Estimator, Precision
 from cpm_core.weights import Weights, load_weights
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
 from pipeline.storage import StorageOptions
 
 _MAX_BYTES = 1 << 32
+
+
+def estimator(
+    name: str,
+    options: StorageOptions,
+    device: str | None = None,
+    precision: Precision = "auto",
+    flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+) -> Estimator:
+    """An estimator with weights by name, path or URL. Raises UsageError."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no GPU that PyTorch can use here; leave it out")
+    weights = read_weights(name, options)
+    try:
+        return Estimator(weights, device, precision, flip, scales)
+    except CpmError as error:
+        raise UsageError(str(error)) from error
 
 
 def read_weights(name: str, options: StorageOptions) -> Weights:

@@ -42,6 +42,12 @@ def test_missing_packages(
         (["--annotations", "out"], "give --samples"),
         (["--annotations", "o", "--samples", "s", "--weights", "w"], "--weights does not go with"),
         (["--annotations", "o", "--samples", "s", "--flip"], "--flip does not go with"),
+        (["--annotations", "o", "--samples", "s", "--device", "cpu"], "--device does not go with"),
+        (["--annotations", "o", "--samples", "s", "--precision", "auto"], "--precision does not"),
+        (["--predictions", "p", "--labels", "l", "--precision", "fp32"], "--precision does not go"),
+        (["--predictions", "p", "--labels", "l", "--scales", "1"], "--scales does not go with"),
+        (["--predictions", "p", "--labels", "l", "--no-flip"], "--flip does not go with"),
+        (["--samples", "s", "--metric", "oks", "--threshold", "0.3"], "--threshold is one of PCK"),
         (["--samples", "s", "--plot", "curve.txt"], "--plot curve.txt: use"),
         (["--samples", "s", "--plot", "c.png", "--metric", "oks"], "draws curves"),
         (["--samples", "s", "--metric", "pcp"], "pck_lspet"),
@@ -75,6 +81,7 @@ def test_the_command_prints_writes_and_draws(
     # Two of eight wrists are off by more than half of the torso.
     assert lines.count(["Wrist", *["75.00"] * 5]) == 2
     figures = json.loads((tmp_path / "f.json").read_text())
+    assert set(figures["input"]) == {"predictions", "labels"}
     curve = figures["metrics"]["pck_lsp"]["curve"]
     assert len(curve["thresholds"]) == len(curve["by_joint"]["right_wrist"]) == 21
     assert figures["metrics"]["pck_lsp"]["by_row"]["Wrist"]["at"]["0.15"] == 75

@@ -185,3 +185,53 @@ def test_no_joint_in_common(tmp_path: Path, weights: str) -> None:
     samples = write_samples(tmp_path / "s.parquet", [sample(0, own)], own)
     with pytest.raises(UsageError, match=r"lsp14 .* own: no joint"):
         run(samples=samples, weights=weights)
+
+
+def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path, weights: str) -> None:
+    """The figures are those of the others; a note counts the lost ones and names a few."""
+    whole = write_samples(tmp_path / "whole.parquet", [sample(0), sample(9)])
+    lost = [sample(i, image=b"no picture") for i in range(1, 6)]
+    rows = [sample(0), *lost, sample(7, encoded=False, uri=str(tmp_path / "gone.png")), sample(9)]
+    figures = run(samples=write_samples(tmp_path / "s.parquet", rows), weights=weights)
+    assert figures["metrics"] == run(samples=whole, weights=weights)["metrics"]
+    (note,) = figures["notes"]
+    assert note.startswith("6 people left out: sample im1.png: ")
+    assert "im3.png" in note
+    assert "im4.png" not in note
+    assert note.endswith("; …")
+
+
+def test_nothing_that_can_be_read(tmp_path: Path, weights: str) -> None:
+    """An error with the first reason."""
+    samples = write_samples(tmp_path / "s.parquet", [sample(i, image=b"x") for i in range(2)])
+    with pytest.raises(UsageError, match=r"none of 2 samples can be used.*im0\.png"):
+        run(samples=samples, weights=weights)
+
+
+def test_progress_is_logged(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Count and rate, every so many seconds."""
+    monkeypatch.setattr("pipeline.evaluation.weights._SECONDS", 0.0)
+    caplog.set_level("INFO", "posemill")
+    run(samples=write_samples(tmp_path / "s.parquet", [sample(0), sample(1)]), weights=weights)
+    assert "evaluate: 2 people, " in caplog.text
+    monkeypatch.setattr("pipeline.evaluation.weights._SECONDS", 1e9)
+    caplog.clear()
+    run(samples=write_samples(tmp_path / "s.parquet", [sample(0), sample(1)]), weights=weights)
+    assert "people, " not in caplog.text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path, weights: str) -> None:
+    """The message says what to do."""
+    samples = write_samples(tmp_path / "s.parquet", [sample(0)])
+    with pytest.raises(UsageError, match="--device cuda: there is no GPU"):
+        run(samples=samples, weights=weights, device="cuda")
+
+
+def test_unusable_options_of_the_estimator(tmp_path: Path, weights: str) -> None:
+    """They are a wrong setting, too."""
+    samples = write_samples(tmp_path / "s.parquet", [sample(0)])
+    with pytest.raises(UsageError, match="scale"):
+        run(samples=samples, weights=weights, scales=(-1.0,))
