@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from cpm_core.skeleton import Skeleton
 from pipeline import schema
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
+from pipeline.pictures import decode_picture
 from pipeline.storage import (
     STORAGE_ERRORS,
     StorageOptions,
@@ -32,6 +32,7 @@ from pipeline.storage import (
     walk,
 )
 
+MOST_PIXELS = 100_000_000
 _MAX_BYTES = 256 << 20
 _CACHE_BYTES = 256 << 20
 Rows = NDArray[np.int64]
@@ -150,11 +151,6 @@ def iter_rows(table: SampleTable, split: str | None = None) -> Iterator[dict[str
         yield from reader.read([int(row)])
 
 
-def read_skeleton(path: str) -> Skeleton:
-    """The skeleton in the metadata of a samples table."""
-    return SampleTable(path).skeleton
-
-
 def decode_sample(row: dict[str, Any], options: StorageOptions | None = None) -> Sample:
     """A row of a samples table with its picture decoded, fetched first if only its URI is there.
 
@@ -168,9 +164,12 @@ def decode_sample(row: dict[str, Any], options: StorageOptions | None = None) ->
             data = fetch(uri, options or StorageOptions(), _MAX_BYTES)
         except InputError as error:
             raise UsageError(f"sample {row['source']}: {uri}: {error}") from error
-    image = _decode(data)
-    if image is None:
-        raise UsageError(f"sample {row['source']}: its picture cannot be decoded")
+    try:
+        image = decode_picture(data, MOST_PIXELS)
+    except InputError as error:
+        raise UsageError(
+            f"sample {row['source']}: its picture cannot be decoded: {error}"
+        ) from error
     box = np.asarray(row["box"], np.float64)
     try:
         crop_matrix(box, size=1, factor=1.0)
@@ -190,15 +189,6 @@ def decode_sample(row: dict[str, Any], options: StorageOptions | None = None) ->
 
 def _points(row: dict[str, Any]) -> NDArray[np.float64]:
     return np.stack([row["x"], row["y"]], axis=-1).astype(np.float64)
-
-
-def _decode(data: bytes) -> NDArray[np.uint8] | None:
-    """RGB pixels (H, W, 3), EXIF orientation applied, as everywhere."""
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        return None
-    return None if image is None else np.asarray(image, np.uint8)
 
 
 def _files_of(uri: str, options: StorageOptions) -> list[str]:

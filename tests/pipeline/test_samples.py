@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cpm_core.skeleton import load_skeleton
 from pipeline import samples as module
 from pipeline.errors import UsageError
-from pipeline.samples import RowReader, SampleTable, decode_sample, iter_rows, read_skeleton
+from pipeline.samples import RowReader, SampleTable, decode_sample, iter_rows
 from pipeline.storage import StorageOptions
 from tests.pipeline.conftest import Place
 from tests.pipeline.training.labelled import LSP, picture, row, write_table
@@ -137,7 +139,7 @@ def test_files_with_different_skeletons(tmp_path: Path) -> None:
     write_table(tmp_path / "b.parquet", [row(0, joints=17)], coco)
     with pytest.raises(UsageError, match="different skeletons"):
         SampleTable(str(tmp_path))
-    assert read_skeleton(str(tmp_path / "b.parquet")) == coco
+    assert SampleTable(str(tmp_path / "b.parquet")).skeleton == coco
 
 
 def test_a_table_without_rows(tmp_path: Path) -> None:
@@ -266,6 +268,24 @@ def test_decoding_a_row_with_an_address(place: Place) -> None:
     uri = place.put("pictures/im 1.png", picture(7))
     sample = decode_sample(row(0, image=None, uri=uri))
     np.testing.assert_array_equal(sample.image, decode_sample(row(0, image=picture(7))).image)
+
+
+def test_an_exif_orientation_is_applied() -> None:
+    """The picture is upright, as the labels are."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    Image.new("RGB", (8, 6), (200, 0, 0)).save(data, "JPEG", exif=exif)
+    image = decode_sample(row(0, image=data.getvalue())).image
+    assert image.shape == (8, 6, 3)
+    assert image[0, 0, 0] > 180 > 20 > image[0, 0, 2]
+
+
+def test_a_picture_of_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by its header."""
+    monkeypatch.setattr(module, "MOST_PIXELS", 10)
+    with pytest.raises(UsageError, match=r"sample figure-0\.png: .*more than 10 pixels"):
+        decode_sample(row(0))
 
 
 @pytest.mark.parametrize(
