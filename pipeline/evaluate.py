@@ -115,11 +115,11 @@ def report(figures: dict[str, Any]) -> str:
 
 def _compare(settings: EvaluateSettings) -> tuple[Comparison, tuple[Metric, ...]]:
     """What is compared, and the metrics that suit it."""
+    options, split = StorageOptions(settings.s3_endpoint), settings.split
     if settings.predictions is not None and settings.labels is not None:
-        compared, layout = compare_mat(settings.predictions, settings.labels)
+        compared, layout = compare_mat(settings.predictions, settings.labels, options)
         return compared, ("pck_lsp",) if layout == "lsp" else ("pck_lspet",)
     assert settings.samples is not None
-    options, split = StorageOptions(settings.s3_endpoint), settings.split
     if settings.annotations is not None:
         compared = compare_annotations(settings.annotations, settings.samples, split, options)
         return compared, ("pck_lspet", *_pckh(compared), "oks")

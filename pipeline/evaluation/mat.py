@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +12,8 @@ from cpm_core.metrics import LabelledPeople, default_area
 from cpm_core.skeleton import load_skeleton
 from pipeline.errors import UsageError
 from pipeline.evaluation.comparison import Comparison
+from pipeline.matlab import Layout, layout_of, pages, points_and_flags, read_mat
+from pipeline.storage import StorageOptions
 
 _JOINTS = 14
 _ALL, _TEST = 2000, 1000
@@ -23,18 +23,20 @@ _ALL, _TEST = 2000, 1000
 class MatLabels:
     """Points (N, 14, 2) and flags (N, 14) of a labels file, and whose layout it has."""
 
-    layout: Literal["lsp", "lspet"]
+    layout: Layout
     points: NDArray[np.float64]
     labelled: NDArray[np.bool_]
 
 
-def compare_mat(predictions: str, labels: str) -> tuple[Comparison, Literal["lsp", "lspet"]]:
+def compare_mat(
+    predictions: str, labels: str, options: StorageOptions
+) -> tuple[Comparison, Layout]:
     """Predictions (14, 2, N) against LSP's or LSPET's labels of N pictures. Raises UsageError.
 
     Both are in the same pixels (1-based as released, or not), so nothing is shifted.
     """
-    points = read_predictions(predictions)
-    truth = read_labels(labels)
+    points = read_predictions(predictions, options)
+    truth = read_labels(labels, options)
     notes: tuple[str, ...] = ()
     if (len(truth.points), len(points)) == (_ALL, _TEST):
         half = slice(_ALL - _TEST, _ALL)
@@ -67,9 +69,9 @@ def _comparison(
     return Comparison(name, skeleton, people, unknown, points[None], every, None, notes)
 
 
-def read_predictions(path: str) -> NDArray[np.float64]:
+def read_predictions(path: str, options: StorageOptions) -> NDArray[np.float64]:
     """Points (N, 14, 2) from `prediction_all` or the file's only three-dimensional array."""
-    values = _array(path, "prediction_all")
+    values = _array(path, options, "prediction_all")
     # A third value is a score: it is not looked at.
     if values.shape[0] == _JOINTS and values.shape[1] in (2, 3):
         return values[:, :2].transpose(2, 0, 1)
@@ -81,31 +83,25 @@ def read_predictions(path: str) -> NDArray[np.float64]:
     )
 
 
-def read_labels(path: str) -> MatLabels:
+def read_labels(path: str, options: StorageOptions) -> MatLabels:
     """`joints`: (3, 14, N) is LSP, whose third row flags occluded joints; (14, 3, N) is LSPET,
     whose third column flags labelled ones."""
-    values = _array(path, "joints")
-    if values.shape[:2] == (3, _JOINTS):
-        points = values[:2].transpose(2, 1, 0)
-        return MatLabels("lsp", points, _finite(points))
-    if values.shape[:2] == (_JOINTS, 3):
-        points = values[:, :2].transpose(2, 0, 1)
-        labelled = np.asarray(values[:, 2].T > 0, bool)
-        return MatLabels("lspet", points, labelled & _finite(points))
+    values = _array(path, options, "joints")
+    layout = layout_of(values)
+    if layout is not None:
+        points, flags = points_and_flags(values, layout)
+        finite = np.asarray(np.isfinite(points).all(axis=-1), bool)
+        return MatLabels(layout, points, finite if layout == "lsp" else finite & flags)
     raise UsageError(
         f"{path}: joints are {values.shape}; expected (3, {_JOINTS}, N) as in LSP "
         f"or ({_JOINTS}, 3, N) as in LSPET"
     )
 
 
-def _finite(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray(np.isfinite(points).all(axis=-1), bool)
-
-
-def _array(path: str, key: str) -> NDArray[np.float64]:
+def _array(path: str, options: StorageOptions, key: str) -> NDArray[np.float64]:
     """The array named `key`, or the only one with three axes, as floats: the release stores
     unsigned bytes, whose differences would wrap around."""
-    document = _load(path)
+    document = read_mat(path, options)
     numbers = {
         name: value
         for name, value in document.items()
@@ -119,24 +115,4 @@ def _array(path: str, key: str) -> NDArray[np.float64]:
             f"{path}: no array {key!r}, nor a single one with three axes; it holds {held}"
         )
     values = numbers[name]
-    # MATLAB drops the last axis of a single page.
-    return np.asarray(values if values.ndim == 3 else values[..., None], np.float64)
-
-
-def _load(path: str) -> dict[str, Any]:
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError as error:
-        raise UsageError(
-            ".mat files need scipy: pip install 'posemill[train]' (or pip install scipy)"
-        ) from error
-    try:
-        document: dict[str, Any] = loadmat(path)
-    except NotImplementedError as error:
-        raise UsageError(
-            f"{path}: MATLAB 7.3 files are not read; save it with `save -v7`"
-        ) from error
-    except (OSError, ValueError, TypeError, MatReadError, zlib.error) as error:
-        raise UsageError(f"{path}: not a readable .mat file ({error})") from error
-    return document
+    return np.asarray(pages(values), np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
 from pipeline.importing.record import Labelled
 from pipeline.importing.settings import ImportSettings
+from pipeline.matlab import read_mat
 from pipeline.storage import path_of, protocol_of, uri_of
 
 _LARGEST = 4 << 30
@@ -52,24 +52,10 @@ def read_json(
         raise UsageError(f"{uri} is not JSON ({error}); {fix}") from error
 
 
-def read_mat(uri: str, settings: ImportSettings, key: str, fix: str) -> Any:
-    """A variable of a Matlab file, structs as objects, without dimensions of length 1."""
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError as error:
-        raise UsageError(
-            f"{uri}: Matlab files need scipy: pip install 'posemill[train]'"
-        ) from error
-    data = read_bytes(uri, settings, fix)
-    try:
-        # Squeezing would make a plain array's shape ambiguous; structs are hard to read without.
-        squeeze = key == "RELEASE"
-        content = loadmat(
-            io.BytesIO(data), variable_names=[key], squeeze_me=squeeze, struct_as_record=False
-        )
-    except (MatReadError, NotImplementedError, *_NOT_AS_EXPECTED, OSError) as error:
-        raise UsageError(f"{uri} is not a readable .mat file ({error}); {fix}") from error
+def mat_variable(uri: str, settings: ImportSettings, key: str, fix: str) -> Any:
+    """A variable of a .mat file; of structs, without dimensions of length 1."""
+    # Squeezing would make a plain array's shape ambiguous; structs are hard to read without.
+    content = read_mat(uri, settings.storage, [key], squeeze=key == "RELEASE", fix=fix)
     if key not in content:
         raise UsageError(f"{uri} holds no `{key}`; {fix}")
     return content[key]

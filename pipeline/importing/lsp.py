@@ -15,23 +15,24 @@ from numpy.typing import NDArray
 
 from cpm_core.skeleton import load_skeleton
 from pipeline.errors import UsageError
-from pipeline.importing.files import below, checked, read_mat
+from pipeline.importing.files import below, checked, mat_variable
 from pipeline.importing.record import TRAIN, Labelled, Person, Reading
 from pipeline.importing.settings import ImportSettings
+from pipeline.matlab import LAYOUTS, Layout, layout_of, pages, points_and_flags
 
 _LSP_TRAINING = 1000
 """Pictures 1 to 1000 are for training, the others for the test."""
 
-_SHAPES = {"lsp": (3, 14), "lspet": (14, 3)}
-_DIGITS = {"lsp": 4, "lspet": 5}
+_DIGITS: dict[Layout, int] = {"lsp": 4, "lspet": 5}
 
 
 def read(settings: ImportSettings) -> Reading:
     """The labels of `lsp` or `lspet`, as `settings.format` says."""
-    name, folder = settings.format, settings.input
+    name: Layout = "lsp" if settings.format == "lsp" else "lspet"
+    folder = settings.input
     file = below(folder, "joints.mat")
     fix = f"give the folder of the {name} dataset, with joints.mat and images/"
-    joints = _checked_shape(np.asarray(read_mat(file, settings, "joints", fix)), file, name)
+    joints = _checked_shape(np.asarray(mat_variable(file, settings, "joints", fix)), file, name)
     images = settings.images or below(folder, "images")
     skeleton = load_skeleton("lsp14")
 
@@ -46,32 +47,26 @@ def read(settings: ImportSettings) -> Reading:
     return Reading(skeleton.keypoints, skeleton, splits, lambda: checked(file, pictures()))
 
 
-def person(name: str, joints: NDArray[np.generic]) -> Person:
+def person(name: Layout, joints: NDArray[np.generic]) -> Person:
     """One picture's slice of `joints`: (3, 14) of lsp, (14, 3) of lspet."""
-    # Some copies are of unsigned bytes, whose differences wrap around.
-    values = joints.astype(np.float64)
-    x, y, flag = values if name == "lsp" else values.T
-    points = np.column_stack([x, y]) - 1
-    set_flag = flag > 0.5
+    (points,), (flags,) = points_and_flags(pages(joints), name)
     if name == "lsp":
-        return Person(points, labelled=np.ones(len(points), bool), occluded=set_flag)
-    return Person(points, labelled=set_flag)
+        return Person(points - 1, labelled=np.ones(len(points), bool), occluded=flags)
+    return Person(points - 1, labelled=flags)
 
 
-def _split(name: str, index: int) -> str:
+def _split(name: Layout, index: int) -> str:
     return TRAIN if name == "lspet" or index < _LSP_TRAINING else "test"
 
 
-def _checked_shape(joints: NDArray[np.generic], file: str, name: str) -> NDArray[np.generic]:
-    if joints.ndim == 2:
-        joints = joints[:, :, None]  # Matlab drops the last dimension of a single picture
-    numeric = joints.dtype.kind in "iuf"
-    if numeric and joints.ndim == 3 and joints.shape[:2] == _SHAPES[name]:
+def _checked_shape(joints: NDArray[np.generic], file: str, name: Layout) -> NDArray[np.generic]:
+    joints = pages(joints)
+    layout, numeric = layout_of(joints), joints.dtype.kind in "iuf"
+    if numeric and layout == name:
         return joints
     found = f"({', '.join(map(str, joints.shape))}) of {joints.dtype}"
-    rows, columns = _SHAPES[name]
+    rows, columns = LAYOUTS[name]
     message = f"{file}: `joints` is {found}; {name} has ({rows}, {columns}, N)"
-    for other, shape in _SHAPES.items():
-        if joints.ndim == 3 and joints.shape[:2] == shape:
-            message += f": this looks like {other}; use `posemill import {other}`"
+    if layout not in (None, name):
+        message += f": this looks like {layout}; use `posemill import {layout}`"
     raise UsageError(message)

@@ -19,8 +19,8 @@ from pipeline.importing.files import (
     checked,
     images_folder,
     label_file,
+    mat_variable,
     read_json,
-    read_mat,
 )
 from pipeline.importing.record import TRAIN, Array, Labelled, Person, Reading
 from pipeline.importing.settings import ImportSettings
@@ -43,7 +43,7 @@ def read(settings: ImportSettings) -> Reading:
 
 
 def _from_mat(settings: ImportSettings, file: str, images: str) -> Reading:
-    release = read_mat(file, settings, "RELEASE", f"give {_WHAT}")
+    release = mat_variable(file, settings, "RELEASE", f"give {_WHAT}")
     skeleton = load_skeleton("mpii16")
     split = settings.split or TRAIN
     try:

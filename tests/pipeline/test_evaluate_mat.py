@@ -125,14 +125,20 @@ def test_files_that_do_not_fit(
 
 
 @pytest.mark.parametrize(
-    "data", [None, b"", b"not a .mat file" * 50], ids=["none", "empty", "text"]
+    ("data", "said"),
+    [
+        (None, r"cannot read .*p\.mat: there is no such file"),
+        (b"", r"p\.mat: not a readable"),
+        (b"not a .mat file" * 50, r"p\.mat: not a readable"),
+    ],
+    ids=["none", "empty", "text"],
 )
-def test_unreadable_files(tmp_path: Path, data: bytes | None) -> None:
+def test_unreadable_files(tmp_path: Path, data: bytes | None, said: str) -> None:
     """One line with the name."""
     path = tmp_path / "p.mat"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(UsageError, match=r"p\.mat: not a readable"):
+    with pytest.raises(UsageError, match=said):
         run(predictions=str(path), labels=save(tmp_path / "l.mat", joints=lsp_labels()))
 
 
@@ -168,3 +174,14 @@ def test_the_papers_table(
     names = ("Head", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Total")
     assert [table[row][1] for row in names] == rows.split()
     assert table["Total"][-1] == auc
+
+
+def test_a_damaged_compressed_file(tmp_path: Path) -> None:
+    """Compression's own errors are no traceback."""
+    path = tmp_path / "p.mat"
+    io.savemat(path, {"prediction_all": prediction(lsp_labels())}, do_compression=True)
+    data = bytearray(path.read_bytes())
+    data[150:170] = bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"p\.mat: not a readable"):
+        run(predictions=str(path), labels=save(tmp_path / "l.mat", joints=lsp_labels()))

@@ -137,3 +137,13 @@ def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(UsageError, match=r"joints\.mat.*pip install 'posemill\[train\]'"):
         run("lspet", tmp_path, tmp_path)
+
+
+def test_a_damaged_compressed_file_is_told(tmp_path: Path) -> None:
+    """Compression's own errors are no traceback."""
+    savemat(tmp_path / "joints.mat", {"joints": np.ones((3, 14, 9))}, do_compression=True)
+    data = bytearray((tmp_path / "joints.mat").read_bytes())
+    data[150:170] = bytes(20)
+    (tmp_path / "joints.mat").write_bytes(data)
+    with pytest.raises(UsageError, match=r"joints\.mat: not a readable .*give the folder"):
+        run("lsp", tmp_path, tmp_path)
