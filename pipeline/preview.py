@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from cpm_core.draw import contact_sheet, draw_pose
-from cpm_core.skeleton import Skeleton
-from pipeline import schema
-from pipeline.commit import FOLDER
+from pipeline.annotations import open_annotations
 from pipeline.config import setting
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
 from pipeline.pictures import decode_picture
+from pipeline.sample_sheet import check_picture_name, write_picture
 from pipeline.settings import Settings
 from pipeline.storage import Output, StorageOptions
 from pipeline.video import Range, read_frames
@@ -67,8 +63,10 @@ class Shown:
 
 def preview(settings: PreviewSettings) -> int:
     """Write the sheet; returns how many pictures are on it. Raises UsageError."""
+    check_picture_name(settings.to)
     options = StorageOptions(settings.s3_endpoint)
-    table, skeleton = read_annotations(Output(settings.output, options))
+    dataset, skeleton = open_annotations(Output(settings.output, options))
+    table = dataset.to_table(filter=pc.field("status") == "ok")
     chosen = _choose(list(_shown(table)), settings.count, settings.order)
     if not chosen:
         raise UsageError(f"{settings.output}: no people in the table, nothing to draw")
@@ -81,21 +79,8 @@ def preview(settings: PreviewSettings) -> int:
         pictures.append(picture)
         captions.append(_caption(item))
     sheet = contact_sheet(pictures, captions, settings.columns, settings.width)
-    if not cv2.imwrite(settings.to, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise UsageError(f"cannot write {settings.to}: use a folder that exists and .jpg or .png")
+    write_picture(settings.to, sheet)
     return len(pictures)
-
-
-def read_annotations(output: Output) -> tuple[pa.Table, Skeleton]:
-    """Rows with people, and the skeleton. Raises UsageError for a folder without a table."""
-    try:
-        dataset = ds.dataset(output.path(FOLDER), filesystem=output.fs, format="parquet")
-        skeleton = Skeleton.from_json(
-            json.dumps(json.loads(dataset.schema.metadata[schema.METADATA_KEY])["skeleton"])
-        )
-    except (FileNotFoundError, KeyError, TypeError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{output.uri} holds no annotation table yet") from error
-    return dataset.to_table(filter=pc.field("status") == "ok"), skeleton
 
 
 def _shown(table: pa.Table) -> Iterator[Shown]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 
 from cpm_core.metrics import LabelledPeople, PredictedPeople, oks
 from cpm_core.skeleton import Skeleton
-from pipeline import schema
-from pipeline.commit import FOLDER
+from pipeline.annotations import open_annotations
 from pipeline.errors import UsageError
 from pipeline.evaluation.comparison import (
     LABEL_COLUMNS,
@@ -68,7 +66,7 @@ def compare_annotations(
     """
     skeleton, rows = _labels(samples, split, options)
     pictures, of_row = Pictures.of(rows)
-    dataset, own = _open(output, options)
+    dataset, own = open_annotations(Output(output, options))
     places = _places(dataset, pictures, output, samples)
     annotated = set(places.values())
     kept = [i for i, place in enumerate(of_row) if place in annotated]
@@ -98,20 +96,6 @@ def _labels(
     if not rows:
         raise no_samples(samples, split)
     return table.skeleton, rows
-
-
-def _open(uri: str, options: StorageOptions) -> tuple[ds.Dataset, Skeleton]:
-    output = Output(uri, options)
-    try:
-        dataset = ds.dataset(output.path(FOLDER), filesystem=output.fs, format="parquet")
-        document = json.loads(dataset.schema.metadata[schema.METADATA_KEY])
-        skeleton = Skeleton.from_json(json.dumps(document["skeleton"]))
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise UsageError(
-            f"{uri} holds no annotation table; give the output folder of `posemill annotate` "
-            f"({error})"
-        ) from error
-    return dataset, skeleton
 
 
 def _places(dataset: ds.Dataset, pictures: Pictures, output: str, samples: str) -> dict[str, int]:

@@ -6,24 +6,20 @@ order of the parts, a batch at a time; of a video, each range is decoded once, f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cpm_core.skeleton import Skeleton
-from pipeline import schema
-from pipeline.commit import FOLDER
-from pipeline.errors import InputError, UsageError
+from pipeline.annotations import open_annotations
+from pipeline.errors import InputError
 from pipeline.importing.record import TRAIN, Labelled, Person, Reading
 from pipeline.importing.settings import ImportSettings
-from pipeline.storage import STORAGE_ERRORS, Output
+from pipeline.storage import Output
 from pipeline.video import Frame, Range, read_frames
 
 _COLUMNS = [
@@ -38,16 +34,7 @@ Row = dict[str, Any]
 
 def read(settings: ImportSettings) -> Reading:
     """The people of an output folder."""
-    output = Output(settings.input, settings.storage)
-    try:
-        dataset = ds.dataset(output.path(FOLDER), filesystem=output.fs, format="parquet")
-        metadata = json.loads((dataset.schema.metadata or {})[schema.METADATA_KEY])
-        skeleton = Skeleton.from_json(json.dumps(metadata["skeleton"]))
-    except (KeyError, ValueError, pa.ArrowException, *STORAGE_ERRORS) as error:
-        raise UsageError(
-            f"{output.uri} holds no annotation table: give the output folder of `posemill "
-            f"annotate` ({error!r})"
-        ) from error
+    dataset, skeleton = open_annotations(Output(settings.input, settings.storage))
     split = settings.split or TRAIN
 
     def pictures() -> Iterator[Labelled]:
