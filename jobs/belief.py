@@ -8,7 +8,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs.run import run
+from jobs.run import NOTHING_KEPT, run
 from pipeline.belief import BeliefSettings, draw_belief
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{settings.to}: {', '.join(joints)}")
 
     words = sys.argv[1:] if arguments is None else arguments
-    return run("posemill belief", BeliefSettings, job, _folded(words))
+    return run("posemill belief", BeliefSettings, job, _folded(words), NOTHING_KEPT)
 
 
 def _folded(words: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs.run import run
+from jobs.run import NOTHING_KEPT, run
 from pipeline.evaluate import EvaluateSettings, evaluate, report
 
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     def job(settings: EvaluateSettings) -> None:
         print(report(evaluate(settings)))
 
-    return run("posemill evaluate", EvaluateSettings, job, arguments)
+    return run("posemill evaluate", EvaluateSettings, job, arguments, NOTHING_KEPT)
 
 
 if __name__ == "__main__":

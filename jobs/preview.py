@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from jobs.run import run
+if __package__ in (None, ""):
+    # Started as a script, from a clone that is not installed: the packages are beside this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jobs.run import NOTHING_KEPT, run
 from pipeline.preview import PreviewSettings, preview
 
 
@@ -15,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         count = preview(settings)
         print(f"{settings.to}: {count} pictures")
 
-    return run("posemill preview", PreviewSettings, job, arguments)
+    return run("posemill preview", PreviewSettings, job, arguments, NOTHING_KEPT)
 
 
 if __name__ == "__main__":

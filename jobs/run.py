@@ -15,10 +15,18 @@ DONE, FAILED, USAGE, NOTHING_TO_DO, LOCKED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 S = TypeVar("S", bound=Settings)
 
 
+CONTINUES = "stopped; what is done is kept: run the same command again to continue"
+NOTHING_KEPT = "stopped; nothing was written"
+
+
 def run(
-    program: str, kind: type[S], job: Callable[[S], int | None], arguments: list[str] | None = None
+    program: str,
+    kind: type[S],
+    job: Callable[[S], int | None],
+    arguments: list[str] | None = None,
+    interrupted: str = CONTINUES,
 ) -> int:
-    """Parse, run, and say in one line what went wrong.
+    """Parse, run, and say in one line what went wrong; after Ctrl-C, `interrupted`.
 
     Exit codes: 0 finished, 1 could not finish, 2 wrong settings, 3 nothing to do (where a job says
     so), 4 another run works on the same output, 130 stopped by Ctrl-C.
@@ -37,8 +45,6 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print(
-            "stopped; what is done is kept: run the same command again to continue", file=sys.stderr
-        )
+        print(interrupted, file=sys.stderr)
         return INTERRUPTED
     return DONE if code is None else code

@@ -9,9 +9,11 @@ if __package__ in (None, ""):
     # Started as a script, from a clone that is not installed: the packages are beside this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cpm_core.config import preset
 from jobs.run import DONE, NOTHING_TO_DO, run
 from pipeline.progress import Reporter
 from pipeline.sample_sheet import write_sheet
+from pipeline.storage import StorageOptions
 from pipeline.training.run import train
 from pipeline.training.settings import TrainSettings
 
@@ -29,9 +31,11 @@ def job(settings: TrainSettings) -> int:
             settings.samples,
             settings.preview,
             recipe.augmentation,
-            recipe.phases[-1].size,
+            preset(settings.preset).at_size(recipe.phases[-1].size),
+            recipe.sigma_at(0),
             seed=recipe.seed,
             box_factor=recipe.box_factor,
+            options=StorageOptions(settings.s3_endpoint),
         )
         print(f"{settings.preview}: {count} augmented samples and their maps")
         return DONE

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from cpm_core.augment import Augmentation, Sample, training_crop
 from cpm_core.belief import sample_tile, tile_sheet
-from cpm_core.config import preset
+from cpm_core.config import CpmConfig, preset
 from cpm_core.skeleton import Skeleton
 from cpm_core.weights import WeightsInfo
 from pipeline.errors import UsageError
 from pipeline.samples import RowReader, SampleTable, decode_sample
+from pipeline.storage import StorageOptions
 
 _NETWORK = preset("cpm-lite")
 _COLUMNS = 3
@@ -27,35 +28,32 @@ def write_sheet(
     samples: str,
     to: str,
     augmentation: Augmentation = Augmentation(),  # noqa: B008  (it is frozen)
-    size: int | None = None,
+    config: CpmConfig = _NETWORK,
+    sigma_factor: float = 1.0,
     count: int = 24,
     seed: int = 0,
     box_factor: float = WeightsInfo.box_factor,
-    sigma: float = _NETWORK.label_sigma,
-    split: str | None = None,
+    options: StorageOptions | None = None,
 ) -> int:
     """Draw training crops of a samples table on one sheet; returns how many are on it.
 
-    Up to `count` samples spread over the table or a split of it, cropped as in the first epoch of a
-    training run with this augmentation, crop size in pixels (default: that of cpm-lite), seed and
-    box factor; `sigma` of the target in crop pixels. Raises UsageError for a file that cannot be
-    written or is no samples table.
+    Up to `count` samples spread over the table, cropped as in the first epoch of a training run
+    with this augmentation, network, seed and box factor; `sigma_factor` is that of the recipe on
+    the network's label sigma. Raises UsageError for a file that cannot be written or is no samples
+    table.
     """
     check_picture_name(to)
-    table = SampleTable(samples)
-    skeleton, side = table.skeleton, size or _NETWORK.input_size
+    table = SampleTable(samples, options)
+    skeleton, sigma = table.skeleton, sigma_factor * config.label_sigma
     tiles, captions = [], []
-    for row in _spread(table, split, count):
+    for row in _spread(table, count):
         at = (seed, 0, int(row["sample_id"]))
         sample = decode_sample(row, table.options)
-        crop = training_crop(sample, skeleton, side, box_factor, augmentation, at)
-        tiles.append(_tile(crop, skeleton, sigma))
-        captions.append(
-            f"{row['split']} {row['sample_id']}: {PurePosixPath(row['source']).name}, "
-            f"{crop.labelled.sum()} of {len(skeleton)} joints"
-        )
+        crop = training_crop(sample, skeleton, config.input_size, box_factor, augmentation, at)
+        tiles.append(_tile(crop, skeleton, sigma, config.cell_offset))
+        captions.append(_caption(row, crop))
     if not tiles:
-        raise UsageError(f"{samples}: no samples{f' in the split {split!r}' if split else ''}")
+        raise UsageError(f"{samples}: no samples")
     write_picture(to, tile_sheet(tiles, captions, _COLUMNS))
     return len(tiles)
 
@@ -69,13 +67,17 @@ def check_picture_name(to: str) -> None:
 def write_picture(to: str, picture: NDArray[np.uint8]) -> None:
     """Write an RGB picture (H, W, 3) to a local file. Raises UsageError."""
     check_picture_name(to)
-    if not cv2.imwrite(to, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+    try:
+        written = cv2.imwrite(to, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise UsageError(f"cannot write {to}: {error.err}") from error
+    if not written:
         raise UsageError(f"cannot write {to}: use a folder that exists and may be written to")
 
 
-def _spread(table: SampleTable, split: str | None, count: int) -> Iterator[dict[str, Any]]:
-    """Up to `count` rows, evenly over the split."""
-    rows = table.rows(split)
+def _spread(table: SampleTable, count: int) -> Iterator[dict[str, Any]]:
+    """Up to `count` rows, evenly over the table."""
+    rows = table.rows()
     places = np.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).round().astype(int)
     # One row group in memory at a time: rows hold whole pictures.
     reader = RowReader(table.files, cache_bytes=0)
@@ -83,7 +85,14 @@ def _spread(table: SampleTable, split: str | None, count: int) -> Iterator[dict[
         yield from reader.read([int(row)])
 
 
-def _tile(sample: Sample, skeleton: Skeleton, sigma: float) -> NDArray[np.uint8]:
+def _caption(row: dict[str, Any], crop: Sample) -> str:
+    name, labelled = PurePosixPath(row["source"]).name, crop.labelled.sum()
+    return f"{row['split']} {row['sample_id']}: {name}, {labelled} of {len(crop.labelled)} joints"
+
+
+def _tile(
+    sample: Sample, skeleton: Skeleton, sigma: float, cell_offset: float
+) -> NDArray[np.uint8]:
     return sample_tile(
         sample.image,
         sample.keypoints,
@@ -92,5 +101,5 @@ def _tile(sample: Sample, skeleton: Skeleton, sigma: float) -> NDArray[np.uint8]
         sample.others_labelled,
         skeleton,
         sigma,
-        _NETWORK.cell_offset,
+        cell_offset,
     )

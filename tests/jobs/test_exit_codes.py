@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
-from jobs.run import run
+from jobs.run import NOTHING_KEPT, run
 from pipeline.errors import LockedError, PosemillError, UsageError
 from pipeline.lock import Lock
 from pipeline.settings import Settings
@@ -81,6 +83,35 @@ def test_wrong_settings_end_it_before_the_job(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert said in error
+
+
+def test_ctrl_c_in_a_job_that_keeps_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line does not promise what is not so."""
+    job = Ends(KeyboardInterrupt())
+    assert run("example", Job, job, ["--name", "a"], NOTHING_KEPT) == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
+
+
+@pytest.mark.parametrize("name", ["annotate", "belief", "evaluate", "import_", "preview", "train"])
+def test_a_job_runs_as_a_script(name: str, tmp_path: Path) -> None:
+    """From a clone that is not installed, started in another folder."""
+    script = Path(__file__).parents[2] / "jobs" / f"{name}.py"
+    root = str(script.parents[1])
+    # An installation in place is masked.
+    code = (
+        "import runpy, sys; script, root = sys.argv[1:]; "
+        "sys.path[:] = [folder for folder in sys.path if folder != root]; "
+        "sys.argv = [script, '--help']; runpy.run_path(script, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(script), root],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: posemill" in done.stdout
 
 
 def test_other_errors_are_defects() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from cpm_core.augment import NONE
+from cpm_core.config import preset
 from cpm_core.skeleton import load_skeleton
 from pipeline import sample_sheet, schema
 from pipeline.errors import UsageError
 from pipeline.sample_sheet import write_sheet
+from pipeline.storage import StorageOptions
+from tests.pipeline.conftest import Place
 
 LSP = load_skeleton("lsp14")
+SMALL = preset("cpm-lite").at_size(64)
 
 
 def figure(seed: int) -> bytes:
@@ -72,7 +77,7 @@ def test_the_sheet_holds_so_many_samples(
 ) -> None:
     """Two crops of 64 pixels per sample, a caption under them."""
     to = tmp_path / f"sheet.{suffix}"
-    assert write_sheet(str(table), str(to), size=64, count=count) == drawn
+    assert write_sheet(str(table), str(to), config=SMALL, count=count) == drawn
     sheet = cv2.imread(str(to))
     assert sheet is not None
     assert sheet.shape[1] == 8 + columns * (128 + 8)
@@ -80,23 +85,17 @@ def test_the_sheet_holds_so_many_samples(
 
 
 @pytest.mark.parametrize(
-    ("split", "count", "expected"),
-    [
-        (None, 4, [0, 13, 26, 39]),
-        (None, 2, [0, 39]),
-        ("tune", 3, [0, 16, 36]),
-        ("train", 2, [1, 39]),
-    ],
+    ("count", "expected"),
+    [(4, [0, 13, 26, 39]), (2, [0, 39])],
 )
 def test_samples_are_spread_over_the_table(
     table: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    split: str | None,
     count: int,
     expected: list[int],
 ) -> None:
-    """From the first to the last of the split, and cropped with the seeds of training."""
+    """From the first to the last of the table, and cropped with the seeds of training."""
     seen = []
     cropped = sample_sheet.training_crop
 
@@ -106,7 +105,7 @@ def test_samples_are_spread_over_the_table(
 
     monkeypatch.setattr(sample_sheet, "training_crop", spy)
     to = str(tmp_path / "sheet.png")
-    write_sheet(str(table), to, NONE, size=64, count=count, seed=5, split=split)
+    write_sheet(str(table), to, NONE, config=SMALL, count=count, seed=5)
     assert seen == [(5, 0, number) for number in expected]
 
 
@@ -115,7 +114,7 @@ def test_the_seed_decides_over_the_crops(table: Path, tmp_path: Path) -> None:
     sheets = []
     for seed in (1, 1, 2):
         to = tmp_path / "sheet.png"
-        write_sheet(str(table), str(to), size=64, count=2, seed=seed)
+        write_sheet(str(table), str(to), config=SMALL, count=2, seed=seed)
         sheets.append(to.read_bytes())
     assert sheets[0] == sheets[1] != sheets[2]
 
@@ -136,7 +135,7 @@ def test_a_sheet_that_cannot_be_written(table: Path, tmp_path: Path, name: str, 
 
 
 def test_what_is_no_table_of_samples(table: Path, tmp_path: Path) -> None:
-    """A missing file, another file, another table, none of a split, a damaged picture."""
+    """A missing file, another file, another table, one without rows, a damaged picture."""
     to = str(tmp_path / "sheet.png")
     text = tmp_path / "text.parquet"
     text.write_text("no table")
@@ -145,11 +144,46 @@ def test_what_is_no_table_of_samples(table: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "missing.parquet", text, other):
         with pytest.raises(UsageError, match=path.name):
             write_sheet(str(path), to)
-    with pytest.raises(UsageError, match="no samples in the split 'test'"):
-        write_sheet(str(table), to, split="test")
     with pytest.raises(UsageError, match="no samples"):
         write_sheet(str(write(tmp_path / "empty.parquet", [])), to)
     damaged = write(tmp_path / "damaged.parquet", [sample(3, image=b"nothing")])
     with pytest.raises(UsageError, match=r"figure-3\.png"):
         write_sheet(str(damaged), to)
     assert not Path(to).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "sigma"), [("cpm", 1.0, 7 / 368 * 192), ("cpm-lite", 2.0, 16.0)]
+)
+def test_the_maps_are_those_of_the_network(
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    factor: float,
+    sigma: float,
+) -> None:
+    """Its sigma at this size, times the recipe's, and its cell offset."""
+    seen = []
+    drawn = sample_sheet.sample_tile
+
+    def spy(*arguments: Any) -> Any:
+        seen.append(arguments[-2:])
+        return drawn(*arguments)
+
+    monkeypatch.setattr(sample_sheet, "sample_tile", spy)
+    config = preset(name).at_size(192)
+    write_sheet(str(table), str(tmp_path / "sheet.png"), NONE, config, factor, count=1)
+    assert seen == [(pytest.approx(sigma), config.cell_offset)]
+
+
+def test_a_table_behind_another_endpoint(
+    s3_place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reached by the options, where the environment says nothing."""
+    path = write(tmp_path / "samples.parquet", [sample(0)])
+    s3_place.put("samples.parquet", path.read_bytes())
+    options = StorageOptions(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    to = str(tmp_path / "sheet.png")
+    assert write_sheet(f"{s3_place.uri}/samples.parquet", to, options=options) == 1

@@ -191,6 +191,16 @@ def test_the_command_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
+def test_a_preview_of_another_kind_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is imported."""
+    folder, out = str(write_people(tmp_path, 4)), tmp_path / "out.parquet"
+    assert main(["import", "json", folder, str(out), "--preview", "x.gif"]) == 2
+    assert "x.gif: a picture's name ends with .jpg" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("words", [["json"], ["--format", "json"]])
 def test_the_command(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The format may also stand behind a flag, before or after the other words."""
