@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from cpm_core.augment import Augmentation
@@ -40,7 +41,8 @@ class Recipe:
     goes from `first_sigma` to `last_sigma` times the network's own. `step_every` is the share of
     the run after which the schedule `step` multiplies the rates by `step_gamma`. `box_factor` is
     the side of the plain crop in units of the box's longer side. `clip_norm` and `ema_decay` 0 mean
-    none. Without `intermediate` only the last stage has a loss, for comparison.
+    none. Without `intermediate` only the last stage has a loss, for comparison. `bf16` None means
+    on GPUs only.
     """
 
     epochs: int = 12
@@ -62,7 +64,7 @@ class Recipe:
     last_sigma: float = 1.0
     freeze_blocks: int = 3
     freeze_batch_norm: bool = False
-    bf16: bool = True
+    bf16: bool | None = None
     box_factor: float = 1.25
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
@@ -97,16 +99,13 @@ class Recipe:
             case "constant":
                 return warm
 
+    def uses_bf16(self, device: torch.device) -> bool:
+        """Whether the network computes in bf16 on a device."""
+        return device.type == "cuda" if self.bf16 is None else self.bf16
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Undo `to_dict`."""
-        phases = tuple(Phase(**phase) for phase in values["phases"])
-        augmentation = Augmentation(**values["augmentation"])
-        return cls(**{**values, "phases": phases, "augmentation": augmentation})
 
 
 _RELEASE: dict[str, Any] = {
@@ -115,6 +114,7 @@ _RELEASE: dict[str, Any] = {
     "loss": "squared",
     "optimizer": "sgd",
     "learning_rate": 8e-5,
+    "trunk_learning_rate": 8e-5,
     "weight_decay": 5e-4,
     "schedule": "step",
     "warmup_steps": 0,

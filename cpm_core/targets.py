@@ -35,5 +35,6 @@ def belief_maps(
 
 
 def map_weights(labelled: Tensor) -> Tensor:
-    """(B, J + 1) loss weight of each map: 1 for labelled joints (B, J) and the background."""
-    return torch.cat([labelled, torch.ones_like(labelled[:, :1])], dim=1).float()
+    """(B, J + 1) loss weight of each map: 1 for labelled joints (B, J), and for the background of a
+    sample that has any."""
+    return torch.cat([labelled, labelled.any(dim=1, keepdim=True)], dim=1).float()

@@ -118,7 +118,8 @@ class Fit:
         section 4.2).
         """
         images = batch.crops.permute(0, 3, 1, 2)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+        bf16 = self.recipe.uses_bf16(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             maps = self.network(images)
         config, cells = self.model.config.at_size(images.shape[-1]), images.shape[-1] // STRIDE
         sigma = config.label_sigma * self.recipe.sigma_at(self.progress)

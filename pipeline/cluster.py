@@ -23,6 +23,9 @@ from pipeline.errors import PosemillError
 
 log = logging.getLogger("posemill")
 
+NODE_LABEL = "ray.io/node-id"
+"""Ray's own label of every node, to place actors and tasks on a certain one."""
+
 _COMMIT_CPUS = 0.1
 _CPUS_PER_GROUP = 8
 _CPUS_PER_GPU_PREPARER = 4

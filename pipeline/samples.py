@@ -43,13 +43,13 @@ class TableFiles:
     """Where the rows of a samples table are: file by file, row group by row group.
 
     Row r of the table is in row group `searchsorted(starts, r, "right") - 1`; `groups` holds for
-    each the number of its file and its place in that file. `digest` names the contents.
+    each the number of its file and its place in that file. `digests` name the files' contents.
     """
 
     files: tuple[str, ...]
     groups: NDArray[np.int32]
     starts: Rows
-    digest: str
+    digests: tuple[str, ...]
     options: StorageOptions
 
     def __eq__(self, other: object) -> bool:
@@ -60,7 +60,7 @@ class TableFiles:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.files, self.digest, self.options
+        return self.files, self.digests, self.options
 
 
 class SampleTable:
@@ -84,8 +84,9 @@ class SampleTable:
         self.group_bytes = np.array([metadata[f].row_group(g).total_byte_size for f, g in places])
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         groups = np.array(places, np.int32).reshape(-1, 2)
-        self.digest = _digest(metadata)
-        self.files = TableFiles(tuple(files), groups, starts, self.digest, self.options)
+        digests = tuple(_digest(one) for one in metadata)
+        self.digest = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+        self.files = TableFiles(tuple(files), groups, starts, digests, self.options)
 
     def __len__(self) -> int:
         return int(self.files.starts[-1])
@@ -133,8 +134,12 @@ class RowReader:
         if group in self._tables:
             self._tables.move_to_end(group)
             return self._tables[group]
-        file, place = self.files.groups[group]
-        table = _read(self.files.files[file], self.files.options, None, int(place))
+        number, place = self.files.groups[group]
+        name = self.files.files[number]
+        with _open(name, self.files.options) as file:
+            if _digest(file.metadata) != self.files.digests[number]:
+                raise UsageError(f"{name}: was changed while it was read; give each run its own")
+            table = file.read_row_group(int(place))
         self._tables[group] = table
         while (
             len(self._tables) > 1
@@ -218,13 +223,9 @@ def _metadata(name: str, options: StorageOptions) -> pq.FileMetaData:
         return file.metadata
 
 
-def _read(
-    name: str, options: StorageOptions, columns: list[str] | None, group: int | None = None
-) -> pa.Table:
+def _read(name: str, options: StorageOptions, columns: list[str]) -> pa.Table:
     with _open(name, options) as file:
-        if group is None:
-            return file.read(columns)
-        return file.read_row_group(group, columns)
+        return file.read(columns)
 
 
 def _skeleton(metadata: pq.FileMetaData, name: str) -> Skeleton:
@@ -237,11 +238,8 @@ def _skeleton(metadata: pq.FileMetaData, name: str) -> Skeleton:
         ) from error
 
 
-def _digest(metadata: Sequence[pq.FileMetaData]) -> str:
-    """Names the contents: by the digest that the importer wrote, else by the files' statistics."""
-    digest = hashlib.sha256()
-    for one in metadata:
-        document = json.loads((one.metadata or {})[schema.METADATA_KEY])
-        known = document.get("digest")
-        digest.update((known or json.dumps(one.to_dict(), default=str, sort_keys=True)).encode())
-    return digest.hexdigest()[:16]
+def _digest(metadata: pq.FileMetaData) -> str:
+    """Names the contents: the digest that the importer wrote, else one of the file's statistics."""
+    document = json.loads((metadata.metadata or {})[schema.METADATA_KEY])
+    statistics = json.dumps(metadata.to_dict(), default=str, sort_keys=True)
+    return str(document.get("digest") or hashlib.sha256(statistics.encode()).hexdigest())

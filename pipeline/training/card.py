@@ -16,8 +16,12 @@ def model_card(
     weights: Weights,
     table: SampleTable,
     records: list[dict[str, Any]],
+    best: dict[str, Any] | None,
 ) -> str:
-    """Markdown: what the network is, what it learned from and how, what it scores, its limits."""
+    """Markdown: what the network is, what it learned from and how, what it scores, its limits.
+
+    `best` says which epoch the weights are of; the log may have lost its record in a kill.
+    """
     info = weights.info
     sections = [
         f"# {info.name}",
@@ -27,7 +31,7 @@ def model_card(
         "## Recipe",
         _recipe(settings),
         "## Figures",
-        _figures(records),
+        _figures(records, best),
         "## Limits",
         "The figures are of the tuning split, which chose among the epochs: they flatter. Measure "
         "on pictures of your own with\n`posemill evaluate --samples … --weights …`. Scores are "
@@ -68,16 +72,17 @@ def _recipe(settings: TrainSettings) -> str:
     return f"| setting | value |\n|---|---|\n{rows}"
 
 
-def _figures(records: list[dict[str, Any]]) -> str:
-    epochs = [r for r in records if r["kind"] == "epoch" and r["tune_pck"]]
-    if not epochs:
+def _figures(records: list[dict[str, Any]], best: dict[str, Any] | None) -> str:
+    if best is None:
         return "No tuning split: the weights are those of the last step, and nothing was measured."
-    best = max(epochs, key=lambda r: r["tune_pck"][-1])
-    stages = ", ".join(f"{value:.1f}" for value in best["tune_pck"])
-    shown = [e for i, e in enumerate(epochs) if i % max(1, len(epochs) // 12) == 0 or e is best]
+    epochs = [r for r in records if r["kind"] == "epoch" and r["tune_pck"]]
+    chosen = [r for r in epochs if r["epoch"] == best["epoch"]]
+    stages = ", ".join(f"{value:.1f}" for value in best["by_stage"])
+    every = max(1, len(epochs) // 12)
+    shown = [e for i, e in enumerate(epochs) if i % every == 0 or e in chosen]
     rows = "\n".join(
         f"| {e['epoch']:g} | {e['size']} | "
-        f"{' '.join(f'{v:.1f}' for v in e['tune_pck'])}{' (chosen)' if e is best else ''} |"
+        f"{' '.join(f'{v:.1f}' for v in e['tune_pck'])}{' (chosen)' if e in chosen else ''} |"
         for e in shown
     )
     return (

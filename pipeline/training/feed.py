@@ -23,6 +23,7 @@ from ray.util.annotations import RayDeprecationWarning
 from cpm_core.augment import NONE, Augmentation
 from cpm_core.recipe import Recipe
 from cpm_core.training import Batch
+from pipeline import cluster
 from pipeline.errors import PosemillError, UsageError
 from pipeline.samples import SampleTable
 from pipeline.training.loader import CropMaker, Loader
@@ -33,7 +34,6 @@ _PREFETCHED = 3
 _BAD_SHARE = 0.05
 _BAD_AT_LEAST = 20
 _TASK_RETRIES = 2
-_NODE_LABEL = "ray.io/node-id"
 
 
 def _unpack(table: pa.Table) -> Batch:
@@ -155,7 +155,7 @@ class Feed:
             "batch_size": 1,
             "batch_format": "pyarrow",
             "num_cpus": 0,
-            "label_selector": {_NODE_LABEL: node},
+            "label_selector": {cluster.NODE_LABEL: node},
         }
 
     def _count(self, seen: int, failed: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from contextlib import ExitStack
@@ -14,11 +15,14 @@ from typing import Any, Self
 import ray
 from tensorboardX import SummaryWriter
 
+from pipeline.errors import PosemillError
 from pipeline.storage import Output
+
+log = logging.getLogger("posemill")
 
 LOG = "log.jsonl"
 EVENTS = "tensorboard"
-_SYNC_EVERY_S = 60.0
+_SYNC_EVERY_S = 300.0
 
 
 @ray.remote(num_cpus=0)
@@ -48,7 +52,7 @@ class Logbook:
     """Writes records to `log.jsonl` and `tensorboard/` in the run's folder.
 
     Files grow on a local disk; for a run in object storage that is a temporary one, and what
-    changed is copied every minute.
+    changed is copied every five minutes. No trouble with them ends a run: it is only said.
     """
 
     def __init__(self, output: Output) -> None:
@@ -83,7 +87,9 @@ class Logbook:
         path = self.folder / LOG
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            rewound = path.with_name(f".{LOG}")
+            rewound.write_text("".join(f"{line}\n" for line in kept))
+            rewound.replace(path)
         if self._writer is not None:
             self._writer.close()
         # Files are named by the second; a start within the same one must not overwrite its elder.
@@ -99,11 +105,13 @@ class Logbook:
                 self._writer.add_image(record["tag"], record["picture"], step, dataformats="HWC")
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now, **record}) + "\n")
-        if self._writer is not None:
-            for tag, value in _scalars(record):
-                self._writer.add_scalar(tag, value, step)
+        try:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": now, **record}) + "\n")
+            for tag, value in _scalars(record) if self._writer is not None else []:
+                self._writer.add_scalar(tag, value, step)  # type: ignore[union-attr]
+        except OSError as error:
+            log.warning("the log cannot be written: %s", error)
         if time.monotonic() - self._synced >= _SYNC_EVERY_S:
             self._sync()
 
@@ -126,8 +134,12 @@ class Logbook:
             return
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and self._sizes.get(str(path)) != path.stat().st_size:
+                try:
+                    self.output.replace(str(path.relative_to(self.folder)), path.read_bytes())
+                except PosemillError as error:
+                    log.warning("%s", error)
+                    return
                 self._sizes[str(path)] = path.stat().st_size
-                self.output.replace(str(path.relative_to(self.folder)), path.read_bytes())
 
 
 def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
@@ -150,4 +162,5 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 def _step_of(line: str) -> float:
-    return float(_parse(line).get("step", 0)) if _parse(line) else float("inf")
+    record = _parse(line)
+    return float(record.get("step", 0)) if record else float("inf")

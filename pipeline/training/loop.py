@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
+import shutil
 import tempfile
+import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -47,19 +48,18 @@ class WorkerInputs:
     recipe: Recipe
     initial: Any
     board: Any
-    device: str
-    threads: int | None
+    threads: int
     loaders: int
     checkpoint_s: float
+    resume_from: ray.train.Checkpoint | None = None
 
 
 def train_worker(values: dict[str, WorkerInputs]) -> None:
     """Entry point of a worker of the `TorchTrainer`."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     inputs = values["inputs"]
-    loop = Loop(inputs)
     try:
-        loop.run()
+        Loop(inputs).run()
     except PosemillError as error:
         # Trying again would not help; the driver ends the run with these words.
         ray.get(inputs.board.post.remote({"kind": "failed", "message": str(error)}))
@@ -85,7 +85,7 @@ class Loop:
         self.inputs, self.recipe = inputs, inputs.recipe
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         place = Place(self.rank, self.world, inputs.loaders)
-        torch.set_num_threads(inputs.threads or _threads(context.get_local_world_size()))
+        torch.set_num_threads(inputs.threads)
         self.device = ray.train.torch.get_device()
         table = SampleTable(inputs.samples, inputs.options)
         self.skeleton = table.skeleton
@@ -102,6 +102,8 @@ class Loop:
         self._seen = 0
         self._steps_left = 1
         self._preempted: set[str] = set()
+        self._uploaded = threading.Event()
+        self._uploaded.set()
         self._interval_started = self._checkpointed = time.monotonic()
 
     def run(self) -> None:
@@ -126,7 +128,8 @@ class Loop:
         wants = self._interval()
         if ends_epoch:
             self._validate()
-        if ends_epoch or wants.checkpoint:
+        done = self.fit.step_number == self.fit.total_steps
+        if wants.checkpoint or done or (ends_epoch and not wants.patience):
             self._checkpoint()
         return wants.stop
 
@@ -140,11 +143,13 @@ class Loop:
         leader = self.rank == 0
         due = leader and time.monotonic() - self._checkpointed >= self.inputs.checkpoint_s
         per_interval = int(steps * _INTERVAL_S / max(seconds, 1e-6))
-        mine = [due, leader * min(max(1, per_interval), _MOST_STEPS_PER_INTERVAL), self._seen]
+        # A storage that is slower than the epochs are short must not make checkpoints pile up.
+        busy = leader and not self._uploaded.is_set()
+        mine = [due, busy, leader * min(max(1, per_interval), _MOST_STEPS_PER_INTERVAL), self._seen]
         numbers = torch.tensor(mine, dtype=torch.float32, device=self.device)
         sums = _over_workers(torch.cat([numbers, torch.stack(self._losses).mean(dim=0)]))
-        checkpoint, self._steps_left, seen = bool(sums[0] > 0), int(sums[1]), float(sums[2])
-        losses = sums[3:].tolist()
+        due, busy, self._steps_left = bool(sums[0] > 0), bool(sums[1] > 0), int(sums[2])
+        seen, losses = float(sums[3]), sums[4:].tolist()
         if not np.isfinite(losses).all():
             raise PosemillError(
                 f"the loss is {losses} at step {self.fit.step_number}: training diverged; start "
@@ -163,7 +168,7 @@ class Loop:
         stop = bool(_over_workers(torch.tensor([float(stop)], device=self.device))[0] > 0)
         leaves = self._newly_preempted()
         self._losses, self._seen, self._interval_started = [], 0, time.monotonic()
-        return _Wants(checkpoint or stop or leaves, stop)
+        return _Wants((due and not busy) or stop or leaves, busy, stop)
 
     def _newly_preempted(self) -> bool:
         """Whether another node of the run is about to go; the same answer on all workers."""
@@ -178,7 +183,7 @@ class Loop:
         epoch = self.fit.step_number // self.feed.steps_per_epoch
         size = self.recipe.size_at((self.fit.step_number - 1) / self.fit.total_steps)
         batches = (batch.to(self.device) for batch in self.feed.tune(size))
-        pcks = stage_pck(self.fit.ema, self.skeleton, batches, self.recipe.bf16)
+        pcks = stage_pck(self.fit.ema, self.skeleton, batches, self.recipe.uses_bf16(self.device))
         stages = self.inputs.config.stages
         counts = [[p.total * p.counted / 100, p.counted] if p.counted else [0, 0] for p in pcks]
         sums = _over_workers(
@@ -196,6 +201,7 @@ class Loop:
 
     def _checkpoint(self) -> None:
         """Hand the state to a thread that writes it; steps go on meanwhile."""
+        self._uploaded.wait()
         self._checkpointed = time.monotonic()
         metrics = {"step": self.fit.step_number}
         if self.rank:
@@ -206,10 +212,18 @@ class Loop:
         folder = tempfile.mkdtemp(prefix="posemill-checkpoint-")
 
         def write(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-            torch.save(state, Path(checkpoint.path) / STATE)
-            persisted: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
-            return persisted
+            try:
+                torch.save(state, Path(checkpoint.path) / STATE)
+                persisted: ray.train.Checkpoint
+                persisted = storage.persist_current_checkpoint(checkpoint, name)
+                return persisted
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            finally:
+                self._uploaded.set()
 
+        self._uploaded.clear()
         ray.train.report(
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
@@ -219,7 +233,7 @@ class Loop:
         )
 
     def _resume(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = ray.train.get_checkpoint() or self.inputs.resume_from
         if checkpoint is None:
             return
         state = read_state(checkpoint)
@@ -236,12 +250,17 @@ class Loop:
         return stop
 
     def _bad_sample(self, problem: str) -> None:
-        self.inputs.board.post.remote({"kind": "bad_sample", "message": problem})
+        self.inputs.board.post.remote(
+            {"kind": "bad_sample", "message": problem, "step": self.fit.step_number}
+        )
 
 
 @dataclass(frozen=True)
 class _Wants:
+    """A checkpoint is due; the one before is still on its way; the run shall stop."""
+
     checkpoint: bool
+    patience: bool
     stop: bool
 
 
@@ -270,7 +289,3 @@ def _over_workers(values: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
-
-
-def _threads(local_world: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // local_world)

@@ -48,7 +48,7 @@ class BeliefPictures:
         for i, sample in enumerate(self.samples):
             crop = self._crop(sample, model.config.input_size)
             image = torch.from_numpy(crop.image).to(device).permute(2, 0, 1)[None]
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.uses_bf16(device)):
                 maps = model(image)
             stages = torch.cat(maps).float().cpu().numpy()
             offset = model.config.cell_offset

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cpm_core.config import CpmConfig
 from pipeline.errors import UsageError
 from pipeline.samples import SampleTable
 from pipeline.settings import flag_of
 from pipeline.storage import Output
 from pipeline.training.settings import TrainSettings
+from pipeline.training.start import Start
 
 RECORD = "run.json"
 
@@ -73,19 +73,19 @@ class RunRecord:
         self.output.replace(RECORD, json.dumps(self.document, indent=2).encode())
 
 
-def identity(settings: TrainSettings, config: CpmConfig, table: SampleTable) -> dict[str, Any]:
+def identity(settings: TrainSettings, start: Start, table: SampleTable) -> dict[str, Any]:
     """What must stay the same from one start of a run to the next.
 
     Files count by what is in them. `epochs` is not in it: a finished run may be given more.
     """
     recipe = settings.recipe().to_dict()
     del recipe["epochs"]
-    files = {name: _content(getattr(settings, name)) for name in ("start_from", "trunk")}
     values = {
         "samples": table.digest,
-        "network": asdict(config),
+        "network": asdict(start.config),
         "skeleton": json.loads(table.skeleton.to_json()),
-        **files,
+        "start_from": start.given,
+        "trunk": _content(settings.trunk),
         **recipe,
     }
     return json.loads(json.dumps(values))  # type: ignore[no-any-return]

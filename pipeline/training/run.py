@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,33 +16,28 @@ import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from fsspec.core import split_protocol
+from ray.exceptions import RayError
 
-from cpm_core.config import CpmConfig, preset
-from cpm_core.errors import CpmError
-from cpm_core.lite import LiteTrunk
-from cpm_core.model import Cpm
-from cpm_core.pretrained import load_efficientnet_lite0
-from cpm_core.skeleton import Skeleton
-from cpm_core.weights import WeightsInfo, load_weights, save_weights
 from pipeline import cluster
-from pipeline.errors import PosemillError, UsageError
+from pipeline.errors import PosemillError
 from pipeline.lock import Lock
 from pipeline.progress import Reporter
 from pipeline.samples import SampleTable
 from pipeline.storage import Output, StorageOptions
-from pipeline.training.card import model_card
 from pipeline.training.feed import steps_per_epoch
 from pipeline.training.logbook import Board, Logbook
 from pipeline.training.loop import WorkerInputs, read_state, train_worker
 from pipeline.training.record import RunRecord, identity
+from pipeline.training.resources import Resources, plan
+from pipeline.training.result import export
 from pipeline.training.settings import TrainSettings
 from pipeline.training.show import Show
-from pipeline.weights import read_weights
+from pipeline.training.start import Start, make_start
+from pipeline.training.tidy import tidy
 
 _POLL_S = 1.0
-_MOST_LOADERS = 16
+_RAY_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -63,52 +57,21 @@ def train(settings: TrainSettings, reporter: Reporter) -> Trained:
     options = StorageOptions(settings.s3_endpoint)
     table = SampleTable(settings.samples, options)
     total = settings.epochs * steps_per_epoch(table, settings.recipe())
-    config, initial = _start(settings, table.skeleton)
+    start = make_start(settings, table.skeleton)
     output = Output(f"{settings.output.rstrip('/')}/{settings.name}", options)
     with Lock(output, (0, 1), reporter.say) as lock:
-        record = RunRecord(output, identity(settings, config, table))
+        record = RunRecord(output, identity(settings, start, table))
         weights = f"{settings.name}.safetensors"
         if record.finished.get("step", 0) >= total and output.read(weights) is not None:
             return Trained(f"{output.uri}/{weights}", new=False)
         record.start(settings)
+        resume_from = tidy(output, reporter)
         with Logbook(output) as logbook:
-            run = _Run(settings, options, config, initial, Show(reporter, logbook, total), lock)
-            state = run.result(output)
-            _export(settings, table, config, state, logbook, output)
+            show = Show(reporter, logbook, total)
+            state = _Run(settings, options, start, show, lock, resume_from).result(output)
+            export(settings, table, start.config, state, logbook, output, lock)
         record.finish(step=state["step_number"], weights=weights)
     return Trained(f"{output.uri}/{weights}", new=True)
-
-
-def _start(
-    settings: TrainSettings, skeleton: Skeleton
-) -> tuple[CpmConfig, dict[str, torch.Tensor]]:
-    """The network's configuration, for the size it will have at last, and its first weights."""
-    try:
-        config = preset(settings.preset, joints=len(skeleton), stages=settings.stage_count())
-        config = config.at_size(settings.recipe().phases[-1].size)
-        torch.manual_seed(settings.seed)
-        model = Cpm(config)
-        if settings.trunk is not None:
-            if not isinstance(model.shared, LiteTrunk):
-                raise UsageError("--trunk goes with --preset cpm-lite")
-            load_efficientnet_lite0(model.shared, settings.trunk)
-        if settings.start_from is not None:
-            given = read_weights(settings.start_from, StorageOptions(settings.s3_endpoint))
-            _copy_fitting(model, given.tensors)
-    except CpmError as error:
-        raise UsageError(str(error)) from error
-    return config, model.state_dict()
-
-
-def _copy_fitting(model: Cpm, tensors: dict[str, torch.Tensor]) -> None:
-    """Take what fits by name and shape: with another skeleton all but the layers of the maps."""
-    state = model.state_dict()
-    fitting = {k: v for k, v in tensors.items() if k in state and v.shape == state[k].shape}
-    if not fitting:
-        raise UsageError("--start-from holds nothing that fits this preset")
-    model.load_state_dict(state | fitting)
-    log = logging.getLogger("posemill")
-    log.info("starting from %d of %d given tensors", len(fitting), len(tensors))
 
 
 class _Run:
@@ -118,13 +81,13 @@ class _Run:
         self,
         settings: TrainSettings,
         options: StorageOptions,
-        config: CpmConfig,
-        initial: dict[str, torch.Tensor],
+        start: Start,
         show: Show,
         lock: Lock,
+        resume_from: ray.train.Checkpoint | None,
     ) -> None:
         self.settings, self.options = settings, options
-        self.config, self.initial = config, initial
+        self.start, self.resume_from = start, resume_from
         self.show, self.lock = show, lock
         self._outcome: ray.train.Result | Exception | None = None
 
@@ -144,7 +107,7 @@ class _Run:
                     self._look(board, stopping)
             self._look(board, stopping)
             state = self._state()
-        if stopping.is_set():
+        if stopping.is_set() and state["step_number"] < self.show.total_steps:
             raise KeyboardInterrupt
         return state
 
@@ -153,16 +116,24 @@ class _Run:
         if stopping.is_set() and not self.show.stopping:
             self.show.stop()
             board.stop.remote()
-        for record in ray.get(board.take.remote()):
+        try:
+            records = ray.get(board.take.remote(), timeout=_RAY_TIMEOUT_S)
+        except RayError as error:
+            raise PosemillError(
+                f"Ray is gone ({type(error).__name__}); the same command continues from the last "
+                "checkpoint"
+            ) from error
+        for record in records:
             if record["kind"] == "failed":
                 raise PosemillError(record["message"])
             self.show.record(record)
+        self.show.waiting()
 
     def _state(self) -> dict[str, Any]:
         outcome = self._outcome
         name = self.settings.name
         if isinstance(outcome, Exception):
-            reason = str(outcome).strip().splitlines()[-1]
+            reason = (str(outcome).strip() or type(outcome).__name__).splitlines()[-1]
             raise PosemillError(
                 f"training {name} failed: {reason}; the same command continues from the last "
                 "checkpoint"
@@ -175,35 +146,33 @@ class _Run:
         """In a thread of its own: Ray Train takes over Ctrl-C in the main one."""
         try:
             self._outcome = trainer.fit()
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (raised again by the thread that waits)
             self._outcome = error
 
     def _trainer(self, board: Any, output: Output) -> ray.train.torch.TorchTrainer:
         settings = self.settings
         least, most = settings.worker_range
-        cpus, loaders = _share_of_cpus(most, settings.loaders)
-        device = _device(settings)
+        resources = self._resources()
         inputs = WorkerInputs(
             samples=_absolute(settings.samples),
             options=self.options,
-            config=self.config,
+            config=self.start.config,
             recipe=settings.recipe(),
-            initial=ray.put(self.initial),
+            initial=ray.put(self.start.weights),
             board=board,
-            device=device,
-            threads=settings.threads,
-            loaders=loaders,
+            threads=resources.threads,
+            loaders=resources.loaders,
             checkpoint_s=60 * settings.checkpoint_minutes,
+            resume_from=self.resume_from,
         )
-        gpus = {"GPU": 1.0} if device == "cuda" else {}
         folder, _, name = output.root.rpartition("/")
         return ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={"inputs": inputs},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=least if least == most else (least, most),  # type: ignore[arg-type]
-                use_gpu=device == "cuda",
-                resources_per_worker={"CPU": cpus, **gpus},
+                use_gpu=resources.device == "cuda",
+                resources_per_worker=resources.for_ray(),
             ),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -215,36 +184,18 @@ class _Run:
             ),
         )
 
+    def _resources(self) -> Resources:
+        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+        address = self.settings.address or os.environ.get("RAY_ADDRESS", "local")
+        resources = plan(self.settings, nodes, may_grow=address != "local")
+        self.show.resources(resources)
+        return resources
+
 
 def _board() -> Any:
     """A board on the driver's node, so that it lives as long as the driver."""
     here = ray.get_runtime_context().get_node_id()
-    return Board.options(label_selector={"ray.io/node-id": here}).remote()  # type: ignore[attr-defined]
-
-
-def _share_of_cpus(workers: int, loaders: int | None) -> tuple[float, int]:
-    """CPUs that each worker reserves on its node, for itself and its loaders, and their number."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    sizes = [node["Resources"].get("CPU", 0.0) for node in nodes]
-    share = min(max(sizes), sum(sizes) / workers)
-    loaders = loaders or max(1, min(_MOST_LOADERS, int(share) - 1))
-    return max(0.1, round(min(0.9 * share, 1.0 + loaders), 2)), loaders
-
-
-def _device(settings: TrainSettings) -> str:
-    """`cpu` or `cuda`. Raises PosemillError for a cluster without the GPUs that were asked for."""
-    if settings.device == "cpu":
-        return "cpu"
-    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    least, _ = settings.worker_range
-    if gpus >= least:
-        return "cuda"
-    if settings.device == "cuda":
-        raise PosemillError(
-            f"the cluster has {gpus:g} GPUs for --workers {settings.workers}; lower --workers, add "
-            "nodes, or say --device cpu"
-        )
-    return "cpu"
+    return Board.options(label_selector={cluster.NODE_LABEL: here}).remote()  # type: ignore[attr-defined]
 
 
 class _Failures(ray.train.UserCallback):
@@ -292,34 +243,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _export(
-    settings: TrainSettings,
-    table: SampleTable,
-    config: CpmConfig,
-    state: dict[str, Any],
-    logbook: Logbook,
-    output: Output,
-) -> None:
-    """Write the best averaged weights (the last ones without a tuning split) and their card."""
-    best = state["best"]
-    model = Cpm(config)
-    model.load_state_dict(best["weights"] if best else state["ema"])
-    size = best["size"] if best else config.input_size
-    by_stage = best["by_stage"] if best else []
-    info = WeightsInfo(
-        name=settings.name,
-        config=config.at_size(size),
-        skeleton=table.skeleton,
-        box_factor=settings.recipe().box_factor,
-        training_data=f"{Path(settings.samples).name} ({table.digest})",
-        licence=settings.licence,
-        metrics={f"tune_pck_stage_{t + 1}": value for t, value in enumerate(by_stage)},
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{settings.name}.safetensors"
-        save_weights(path, model.eval(), info)
-        card = model_card(settings, load_weights(path), table, logbook.records())
-        output.replace(f"{settings.name}.md", card.encode())
-        output.replace(path.name, path.read_bytes())

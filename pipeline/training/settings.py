@@ -78,7 +78,7 @@ class TrainSettings(Settings):
         "result", None, "of the stages, or the release's base rate (default: the preset's)", gt=0
     )
     trunk_learning_rate: float | None = setting(
-        "result", None, "AdamW's for the trunk (default: the preset's)", gt=0
+        "result", None, "of the trunk, except for the release's sgd (default: the preset's)", gt=0
     )
     weight_decay: float | None = setting("result", None, "(default: the preset's)", ge=0)
     schedule: Literal["cosine", "step", "constant"] | None = setting(
@@ -97,7 +97,9 @@ class TrainSettings(Settings):
     freeze_batch_norm: bool = setting(
         "result", False, "hold batch norm: for few samples, or equal results on any workers"
     )
-    precision: Literal["bf16", "fp32"] = setting("result", "bf16", "arithmetic of the network")
+    precision: Literal["auto", "bf16", "fp32"] = setting(
+        "result", "auto", "arithmetic of the network; auto is bf16 on GPUs, fp32 on CPUs"
+    )
     box_factor: float | None = setting(
         "result", None, "side of the crop in units of the box's longer side", ge=0.5, le=10
     )
@@ -125,7 +127,9 @@ class TrainSettings(Settings):
     checkpoint_minutes: float = setting(
         "run", 10.0, "longest time between checkpoints; every epoch ends with one, too", gt=0
     )
-    max_failures: int = setting("run", 8, "lost workers that are replaced before it ends", ge=0)
+    max_failures: int = setting(
+        "run", 8, "failures of workers, lost or raised, after which it ends", ge=0
+    )
     licence: str = setting("run", "unknown", "licence of the weights, as it stands in the file")
     preview: str | None = setting(
         "run", None, "only draw augmented samples with their maps on this picture, and stop"
@@ -180,6 +184,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
+        if self.freeze_blocks and self.preset != "cpm-lite":
+            raise ValueError("--freeze-blocks goes with --preset cpm-lite")
         if self.recipe().batch_size < self.worker_range[1]:
             raise ValueError(
                 f"--batch-size {self.recipe().batch_size} is less than one sample per worker"
@@ -205,7 +211,7 @@ class TrainSettings(Settings):
             epochs=self.epochs,
             intermediate=self.intermediate,
             freeze_batch_norm=self.freeze_batch_norm,
-            bf16=self.precision == "bf16",
+            bf16=None if self.precision == "auto" else self.precision == "bf16",
             augmentation=self.augmentation(),
             seed=self.seed,
         )

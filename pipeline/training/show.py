@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from pipeline.progress import Reporter, duration
 from pipeline.training.logbook import Logbook
+from pipeline.training.resources import Resources
 
 _NAMED_BAD_SAMPLES = 5
+_PATIENCE_S = 60.0
 
 
 class Show:
@@ -18,6 +21,23 @@ class Show:
         self.total_steps = total_steps
         self.stopping = False
         self._bad = 0
+        self._wants = ""
+        self._waiting_since: float | None = None
+
+    def resources(self, resources: Resources) -> None:
+        """Say what the run asks the cluster for."""
+        self._wants = str(resources)
+        self._waiting_since = time.monotonic()
+        self.reporter.say(f"training on {resources.device}: {resources}")
+
+    def waiting(self) -> None:
+        """Say now and then that no workers have come yet."""
+        now = time.monotonic()
+        if self._waiting_since is not None and now - self._waiting_since >= _PATIENCE_S:
+            self._waiting_since = now
+            self.reporter.say(
+                f"still waiting for workers ({self._wants}): the cluster is busy or too small"
+            )
 
     def stop(self) -> None:
         """Say that the workers were asked to stop."""
@@ -28,6 +48,7 @@ class Show:
         """Take one record of the workers."""
         kind = record["kind"]
         if kind == "start":
+            self._waiting_since = None
             self.logbook.rewind(record["step"])
         self.logbook.write(record)
         match kind:
@@ -40,7 +61,8 @@ class Show:
             case "epoch":
                 self.reporter.say(_epoch(record))
             case "lost_worker":
-                self.reporter.say(f"going on from the last checkpoint after {record['message']}")
+                self._waiting_since = time.monotonic()
+                self.reporter.say(f"lost {record['message']}")
             case "bad_sample":
                 self._bad += 1
                 if self._bad <= _NAMED_BAD_SAMPLES:

@@ -134,7 +134,7 @@ def test_a_killed_worker_is_replaced_on_s3(
         victim.kill()
         _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors[-3000:]
-    assert "going on from the last checkpoint" in errors
+    assert "lost worker 0" in errors
     log = output.read("log.jsonl")
     assert log is not None
     lines = [json.loads(line) for line in log.decode().splitlines()]

@@ -211,13 +211,13 @@ def test_memory_is_bounded(
 ) -> None:
     """By the bytes of the row groups that are kept."""
     read = []
-    real = module._read
+    real = module._open
 
-    def counted(*arguments: Any) -> pa.Table:
-        read.append(arguments[-1])
+    def counted(*arguments: Any) -> Any:
+        read.append(arguments[0])
         return real(*arguments)
 
-    monkeypatch.setattr(module, "_read", counted)
+    monkeypatch.setattr(module, "_open", counted)
     largest = max(RowReader(table.files)._table(g).nbytes for g in range(3))
     reader = RowReader(table.files, groups_held * largest)
     read.clear()
@@ -226,6 +226,15 @@ def test_memory_is_bounded(
         held = sum(t.nbytes for t in reader._tables.values())
         assert held <= max(1, groups_held) * largest
     assert len(read) == reads
+
+
+def test_a_table_that_changed_is_refused(tmp_path: Path) -> None:
+    """Row numbers of the old one mean nothing in the new one."""
+    path = write_table(tmp_path / "a.parquet", [row(0), row(1)], digest="d1")
+    reader = RowReader(SampleTable(path).files)
+    write_table(tmp_path / "a.parquet", [row(2)], digest="d2")
+    with pytest.raises(UsageError, match=r"a\.parquet: was changed"):
+        reader.read([1])
 
 
 def test_decoding_a_row_with_its_picture() -> None:

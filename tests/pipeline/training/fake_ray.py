@@ -103,7 +103,6 @@ class FakeRay:
             recipe=recipe,
             initial=Cpm(config).state_dict(),
             board=self.board,
-            device="cpu",
             threads=1,
             loaders=1,
             checkpoint_s=checkpoint_s,

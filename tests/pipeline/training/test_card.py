@@ -39,7 +39,10 @@ def card(weights: Weights, table: SampleTable, records: list[dict[str, Any]], **
     settings = TrainSettings.build(
         {"samples": table.uri, "output": "runs", "name": "swimmers", **values}
     )
-    return model_card(settings, weights, table, records)
+    measured = [r for r in records if r["kind"] == "epoch" and r["tune_pck"]]
+    best = max(measured, key=lambda r: r["tune_pck"][-1], default=None)
+    chosen = best and {"epoch": best["epoch"], "by_stage": best["tune_pck"]}
+    return model_card(settings, weights, table, records, chosen)
 
 
 def epoch(number: int, *tune_pck: float) -> dict[str, Any]:

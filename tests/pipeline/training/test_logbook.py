@@ -186,25 +186,25 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
 def test_a_bucket_is_kept_up_to_date(
     s3_place: Place, monkeypatch: pytest.MonkeyPatch, counted: Callable[[], list[str]]
 ) -> None:
-    """Every minute by the clock, what changed; and everything at the end."""
+    """Every five minutes by the clock, what changed; and everything at the end."""
     now = 0.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     output = s3_place.output("run")
     with Logbook(output) as book:
         book.rewind(0)
         book.write(start(0))
-        now = 59.0
+        now = 299.0
         book.write(progress(1))
         assert counted() == [], "not yet"
-        now = 60.0
+        now = 300.0
         book.write(progress(2))
         first = counted()
         assert first[0] == LOG
         assert first[1].startswith(f"{EVENTS}/events.out.tfevents.")
-        now = 119.0
+        now = 599.0
         book.write(progress(3))
         book.write({"kind": "bad_sample", "message": "m"})
-        assert counted() == [], "a minute after the last time"
+        assert counted() == [], "five minutes after the last time"
     assert counted() == first
     log = output.read(LOG)
     assert log is not None

@@ -145,14 +145,20 @@ def test_checkpoints_by_the_clock(
 
 
 @pytest.mark.parametrize(
-    ("due", "stop", "checkpoint"),
-    [(0.0, 0.0, False), (1.0, 0.0, True), (0.0, 1.0, True)],
+    ("due", "busy", "stop", "checkpoint"),
+    [
+        (0.0, 0.0, 0.0, False),
+        (1.0, 0.0, 0.0, True),
+        (1.0, 1.0, 0.0, False),  # the one before is still on its way
+        (0.0, 1.0, 1.0, True),  # the last one is waited for
+    ],
 )
 def test_a_follower_does_what_the_leader_wants(
     fake_ray: FakeRay,
     samples: str,
     monkeypatch: pytest.MonkeyPatch,
     due: float,
+    busy: float,
     stop: float,
     checkpoint: bool,
 ) -> None:
@@ -163,14 +169,14 @@ def test_a_follower_does_what_the_leader_wants(
 
     def sums(values: torch.Tensor) -> torch.Tensor:
         sent.append(values.tolist())
-        leaders = [due, 7.0, 2.0, 0.5, 0.5] if len(values) == 5 else [stop]
+        leaders = [due, busy, 7.0, 2.0, 0.5, 0.5] if len(values) == 6 else [stop]
         return values + torch.tensor(leaders)
 
     monkeypatch.setattr(module, "_over_workers", sums)
     batch = next(follower.feed.train(0))
     assert len(batch.crops) == 2
     assert follower._step(batch) is bool(stop)
-    assert sent[0][:3] == [0.0, 0.0, 2.0], "only the leader wants checkpoints and counts steps"
+    assert sent[0][:4] == [0.0, 0.0, 0.0, 2.0], "only the leader wants checkpoints and counts steps"
     assert sent[1] == [0.0]
     assert follower._steps_left == 7
     assert fake_ray.reported_steps == ([1] if checkpoint else [])

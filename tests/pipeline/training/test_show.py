@@ -74,7 +74,7 @@ PROGRESS = {
         ),
         (
             {"kind": "lost_worker", "message": "worker 1: gone"},
-            "going on from the last checkpoint after worker 1: gone",
+            "lost worker 1: gone",
         ),
         ({"kind": "bad_sample", "message": "sample a: b"}, "left out: sample a: b"),
     ],

@@ -1,0 +1,79 @@
+"""Where a run starts from: the network's configuration and its first weights."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+
+from cpm_core.config import CpmConfig, preset
+from cpm_core.errors import CpmError
+from cpm_core.lite import LiteTrunk
+from cpm_core.model import Cpm
+from cpm_core.pretrained import load_efficientnet_lite0
+from cpm_core.skeleton import Skeleton
+from cpm_core.weights import Weights
+from pipeline.errors import UsageError
+from pipeline.storage import StorageOptions
+from pipeline.training.settings import TrainSettings
+from pipeline.weights import read_weights
+
+log = logging.getLogger("posemill")
+
+_CONVENTIONS = ("color_order", "mean", "std", "pooling", "cell_offset")
+"""Parts of a configuration that change no shape, but what the layers mean."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network, for the size that it will have at last; `given` names the weights it takes."""
+
+    config: CpmConfig
+    weights: dict[str, torch.Tensor]
+    given: str | None
+
+
+def make_start(settings: TrainSettings, skeleton: Skeleton) -> Start:
+    """Build the network and give it its first weights. Raises UsageError."""
+    given = None
+    try:
+        config = preset(settings.preset, joints=len(skeleton), stages=settings.stage_count())
+        config = config.at_size(settings.recipe().phases[-1].size)
+        torch.manual_seed(settings.seed)
+        model = Cpm(config)
+        if settings.trunk is not None:
+            if not isinstance(model.shared, LiteTrunk):
+                raise UsageError("--trunk goes with --preset cpm-lite")
+            load_efficientnet_lite0(model.shared, settings.trunk)
+        if settings.start_from is not None:
+            weights = read_weights(settings.start_from, StorageOptions(settings.s3_endpoint))
+            _copy_fitting(model, weights, skeleton)
+            given = weights.sha256
+    except CpmError as error:
+        raise UsageError(str(error)) from error
+    return Start(config, model.state_dict(), given)
+
+
+def _copy_fitting(model: Cpm, given: Weights, skeleton: Skeleton) -> None:
+    """Take what fits by name and shape; with other joints, not what makes or reads their maps."""
+    state = model.state_dict()
+    fitting = {k: v for k, v in given.tensors.items() if k in state and v.shape == state[k].shape}
+    if given.info.skeleton.keypoints != skeleton.keypoints:
+        for name in _of_joints(model.config):
+            fitting.pop(name, None)
+    if not fitting:
+        raise UsageError("--start-from holds nothing that fits this preset")
+    model.load_state_dict(state | fitting)
+    log.info("starting from %d of %d given tensors", len(fitting), len(given.tensors))
+    for name in _CONVENTIONS:
+        theirs, ours = getattr(given.info.config, name), getattr(model.config, name)
+        if theirs != ours:
+            log.warning("--start-from was made for %s %s, it goes on as %s", name, theirs, ours)
+
+
+def _of_joints(config: CpmConfig) -> set[str]:
+    """Names of the tensors whose shape depends on the number of joints."""
+    with torch.device("meta"):
+        one, other = (Cpm(replace(config, joints=joints)).state_dict() for joints in (1, 2))
+    return {name for name, value in one.items() if value.shape != other[name].shape}
