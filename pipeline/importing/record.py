@@ -21,6 +21,12 @@ Flags = NDArray[np.bool_]
 
 TRAIN, TUNE = "train", "tune"
 
+LEAST_SPAN = 8
+"""Pixels that the labelled joints of a person without box and scale must span."""
+
+_SCALE_PX = 200
+"""MPII's scale is the person's height in units of so many pixels."""
+
 
 @dataclass(frozen=True)
 class Person:
@@ -86,7 +92,10 @@ class JointMap:
         self._order = np.array([joints.index(n) if n in joints else 0 for n in skeleton.keypoints])
 
     def __call__(self, person: Person) -> Person:
-        """The person in the skeleton's joints; unlabelled ones are at (0, 0)."""
+        """The person in the skeleton's joints; unlabelled ones are at (0, 0).
+
+        Without a box if nothing tells how large the person is.
+        """
         real = person.labelled & np.isfinite(person.points).all(axis=1)
         labelled = real[self._order] & self._present
         occluded = person.occluded
@@ -98,7 +107,7 @@ class JointMap:
             box = None
         if box is None and real.any():
             # Of all labelled joints: the box is the person's, whatever skeleton is asked for.
-            box = box_of_points(person.points[real])
+            box = _box_of_joints(person.points[real], person.scale)
         return Person(
             points,
             labelled,
@@ -110,3 +119,17 @@ class JointMap:
             person.area,
             person.wanted,
         )
+
+
+def _box_of_joints(points: Array, scale: float | None) -> Array | None:
+    """The box around labelled joints, widened where they are few beside the person's height.
+
+    One or two joints would make a crop of a pixel: None, if there is no height to go by.
+    """
+    box = box_of_points(points)
+    longer = float(box[2:].max())
+    least = scale * _SCALE_PX / 2 if scale is not None and np.isfinite(scale) else 0.0
+    if longer < least:
+        size = box[2:] * (least / longer)
+        return np.concatenate([box[:2] + (box[2:] - size) / 2, size])
+    return box if np.ptp(points, axis=0).max() >= LEAST_SPAN else None

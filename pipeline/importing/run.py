@@ -14,7 +14,7 @@ from cpm_core.skeleton import Skeleton, load_skeleton
 from pipeline.errors import UsageError
 from pipeline.importing import annotated, coco, lsp, mpii, plain_json
 from pipeline.importing.pictures import Looked, fetch_only, in_threads, look
-from pipeline.importing.record import TRAIN, TUNE, JointMap, Labelled, Reading
+from pipeline.importing.record import LEAST_SPAN, TRAIN, TUNE, JointMap, Labelled, Reading
 from pipeline.importing.settings import ImportSettings
 from pipeline.importing.table import SamplesWriter, person_columns
 from pipeline.importing.tuning import Groups, Survey, group_pictures
@@ -44,6 +44,7 @@ class Counts:
     pictures: int = 0
     left_out: int = 0
     without_joints: int = 0
+    too_small: int = 0
     groups: int | None = None
     skeleton: str = ""
     digest: str = ""
@@ -76,12 +77,22 @@ def import_samples(settings: ImportSettings) -> Counts:
         if not writer.count:
             raise UsageError(
                 f"{settings.input}: no sample is left: {counts.left_out} pictures cannot be used, "
-                f"{counts.without_joints} people have no joint of {skeleton.name}"
+                f"{counts.without_joints} people have no joint of {skeleton.name}, "
+                f"{counts.too_small} have joints that span less than {LEAST_SPAN} pixels"
             )
         counts.digest = writer.finish()
+    _report(counts)
+    return counts
+
+
+def _report(counts: Counts) -> None:
     if counts.without_joints:
         log.info("import: %d people without a labelled joint left out", counts.without_joints)
-    return counts
+    if counts.too_small:
+        log.info(
+            "import: %d people left out: no box or scale, and joints that span less than %d pixels",
+            *(counts.too_small, LEAST_SPAN),
+        )
 
 
 def _target(settings: ImportSettings, reading: Reading) -> Skeleton:
@@ -162,6 +173,9 @@ def _add(
             continue
         if not person.labelled.any():
             counts.without_joints += 1
+            continue
+        if person.box is None:
+            counts.too_small += 1
             continue
         others = [p for p in people if p is not person and p.labelled.any()]
         writer.add(

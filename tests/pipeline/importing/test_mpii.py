@@ -202,3 +202,41 @@ def test_pictures_elsewhere_need_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give --images"):
         run("mpii", folder, tmp_path)
     assert run("mpii", folder, tmp_path, images=str(tmp_path / "elsewhere")).samples == 1
+
+
+@pytest.mark.parametrize(
+    ("points", "box"),
+    [
+        ([(31, 21)], [30.5 - 25, 20.5 - 25, 50, 50]),  # one joint: a square
+        ([(31, 11), (31, 34)], [30.5 - 25 / 24, 22 - 25, 50 / 24, 50]),  # in proportion
+        ([(31, 11), (31, 71)], [30, 10, 1, 61]),  # joints that are far enough apart
+    ],
+)
+def test_few_joints_get_half_the_height_that_the_scale_tells(
+    points: list[tuple[float, float]], box: list[float], tmp_path: Path
+) -> None:
+    """Around the joints; the scale 0.5 stands for 100 pixels."""
+    listed = [mpii_point(i, x, y) for i, (x, y) in enumerate(points)]
+    write_mpii(tmp_path, [("a.jpg", [mpii_person(listed, scale=0.5)], 1)])
+    run("mpii", tmp_path, tmp_path, tune_share=0)
+    (row,) = rows(tmp_path)
+    np.testing.assert_allclose(row["box"], box, rtol=1e-6)
+
+
+def test_few_joints_of_a_person_of_unknown_size_are_no_sample(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are counted, and still stand beside the others."""
+    caplog.set_level("INFO", "posemill")
+    near = mpii_person([mpii_point(0, 31, 11), mpii_point(1, 38.5, 15)])
+    apart = mpii_person([mpii_point(0, 31, 11), mpii_point(1, 31, 19)])
+    write_mpii(tmp_path, [("a.jpg", [near, apart], 1)])
+    counts = run("mpii", tmp_path, tmp_path, tune_share=0)
+    (row,) = rows(tmp_path)
+    assert row["box"] == [30, 10, 1, 9]
+    assert len(row["others"]) == 1
+    assert counts.too_small == 1
+    assert "1 people left out: no box or scale, and joints that span less than 8" in caplog.text
+    write_mpii(tmp_path, [("a.jpg", [near], 1)])
+    with pytest.raises(UsageError, match="1 have joints that span less than 8 pixels"):
+        run("mpii", tmp_path, tmp_path, tune_share=0)
