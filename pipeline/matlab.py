@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ LAYOUTS: dict[Layout, tuple[int, int]] = {"lsp": (3, 14), "lspet": (14, 3)}
 """LSP's `joints` is (3, 14, N), LSPET's (14, 3, N), and their flags mean the opposite."""
 
 _LARGEST = 4 << 30
+_AS_IT_COMES = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+"""What scipy raises, too, on a file that is damaged."""
 
 
 def read_mat(
@@ -32,29 +34,29 @@ def read_mat(
 
     `squeeze` drops dimensions of length 1. Raises UsageError with the file's name and the `fix`.
     """
+    end = f"; {fix}" if fix else ""
+    loadmat, unreadable = _scipy(uri)
+    try:
+        data = fetch(uri, options, _LARGEST)
+    except InputError as error:
+        raise UsageError(f"cannot read {uri}: {error}{end}") from error
+    try:
+        how = {"variable_names": names, "squeeze_me": squeeze, "struct_as_record": False}
+        return loadmat(io.BytesIO(data), **how)
+    except NotImplementedError as error:
+        raise UsageError(f"{uri}: MATLAB 7.3 files are not read; save it with -v7{end}") from error
+    except (unreadable, zlib.error, MemoryError, OSError, *_AS_IT_COMES) as error:
+        raise UsageError(f"{uri}: not a readable .mat file ({error}){end}") from error
+
+
+def _scipy(uri: str) -> tuple[Callable[..., dict[str, Any]], type[Exception]]:
+    """The reader, and its own exception; an installation without the extra does without."""
     try:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise UsageError(f"{uri}: .mat files need scipy: pip install 'posemill[train]'") from error
-    end = f"; {fix}" if fix else ""
-    try:
-        data = io.BytesIO(fetch(uri, options, _LARGEST))
-    except InputError as error:
-        raise UsageError(f"cannot read {uri}: {error}{end}") from error
-    try:
-        variables: dict[str, Any] = loadmat(
-            data, variable_names=names, squeeze_me=squeeze, struct_as_record=False
-        )
-    except NotImplementedError as error:
-        raise UsageError(f"{uri}: MATLAB 7.3 files are not read; save it with -v7{end}") from error
-    except (MatReadError, zlib.error, MemoryError, OSError, *_AS_IT_COMES) as error:
-        raise UsageError(f"{uri}: not a readable .mat file ({error}){end}") from error
-    return variables
-
-
-_AS_IT_COMES = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
-"""What scipy raises, too, on a file that is damaged."""
+    return loadmat, MatReadError
 
 
 def pages(array: NDArray[Any]) -> NDArray[Any]:
