@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean ablation
+.PHONY: demo test lint bench clean ablation soak
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest -q
+
+soak: .venv/ready
+	$(BIN)/pytest -q -m soak
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -6,7 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from cpm_core.skeleton import load_skeleton
 from tests.e2e.conftest import REPOSITORY, job_environment
@@ -52,14 +56,28 @@ sys.exit(code)
 """
 
 
-def test_a_preempted_node(tmp_path: Path) -> None:
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """Where the cluster notes that it is the current one: nobody else shall find that. Short, since
+    sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield path
+
+
+@pytest.mark.soak
+def test_a_preempted_node(tmp_path: Path, ray_folder: str) -> None:
     """Before it goes a checkpoint is written; one worker goes on from there, in mid-epoch."""
     samples = write_samples(tmp_path / "s.parquet", load_skeleton("lsp14"), 500)
     runs = tmp_path / "runs"
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, samples, str(runs)],
         cwd=REPOSITORY,
-        env=job_environment() | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(REPOSITORY)},
+        env=job_environment()
+        | {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TMPDIR": ray_folder,
+            "PYTHONPATH": str(REPOSITORY),
+        },
         capture_output=True,
         text=True,
         timeout=280,
