@@ -1,5 +1,7 @@
 """The networks against independent constructions from the layer tables of the release."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -195,7 +197,7 @@ def test_every_stage_teaches_the_trunk(lively, name, size, own_trunk, loss):
     shared = next(model.shared.parameters())
     layers = [next(model.first.parameters()), shared] if own_trunk else [shared]
     for stage, belief in enumerate(maps, start=1):
-        value = LOSSES[loss](belief, target, map_weights(labelled))
+        value = LOSSES[loss](belief, target, map_weights(labelled), 2 * math.pi).sum()
         gradients = torch.autograd.grad(value, layers, retain_graph=True, allow_unused=True)
         reached = [g is not None and bool(g.abs().max() > 0) for g in gradients]
         # Stage 1 of `cpm` has a trunk of its own and knows nothing of the shared one.

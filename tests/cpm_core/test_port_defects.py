@@ -251,14 +251,16 @@ def test_b6_one_labelled_joint_is_enough(hands):
     """It took the maximum of nothing where no joint had passed its filter."""
     points = np.zeros((14, 2))
     points[4] = 20, 30
-    only = JointMap(LSP.keypoints, LSP)(Person(points, np.arange(14) == 4))
+    box = np.array([10.0, 10, 30, 50])
+    only = JointMap(LSP.keypoints, LSP)(Person(points, np.arange(14) == 4, box=box))
     image = np.zeros((60, 60, 3), np.uint8)
     sample = Sample(image, only.box, only.points, only.labelled)
     for i in range(10):
         crop = training_crop(sample, LSP, SIZE, 1.25, Augmentation(), (i,))
         assert crop.labelled.sum() == 1
-    nobody = JointMap(LSP.keypoints, LSP)(Person(points, np.zeros(14, bool)))
-    assert nobody.box is None, "the importer leaves out whoever has no box"
+    for labelled in (np.zeros(14, bool), np.arange(14) == 4):
+        unknown = JointMap(LSP.keypoints, LSP)(Person(points, labelled))
+        assert unknown.box is None, "the importer leaves out whoever has no size"
 
 
 @pytest.mark.parametrize("shape", [(300, 100), (100, 300), (200, 200)])
