@@ -20,26 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{settings.to}: {', '.join(joints)}")
 
     words = sys.argv[1:] if arguments is None else arguments
-    return run("posemill belief", BeliefSettings, job, _folded(words), NOTHING_KEPT)
-
-
-def _folded(words: list[str]) -> list[str]:
-    """`PICTURE --joint a --joint b` -> `--picture PICTURE --joint a b`.
-
-    Of a flag given twice the parser would keep only the last.
-    """
     if words and not words[0].startswith("-"):
         words = ["--picture", *words]
-    joints: list[str] = []
-    others: list[str] = []
-    flag = ""
-    for word in words:
-        flag = word if word.startswith("-") else flag
-        if flag != "--joint":
-            others.append(word)
-        elif word != "--joint" or not joints:
-            joints.append(word)
-    return others + joints
+    return run("posemill belief", BeliefSettings, job, words, NOTHING_KEPT)
 
 
 if __name__ == "__main__":

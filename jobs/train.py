@@ -9,7 +9,6 @@ if __package__ in (None, ""):
     # Started as a script, from a clone that is not installed: the packages are beside this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cpm_core.config import preset
 from jobs.run import DONE, NOTHING_TO_DO, run
 from pipeline.progress import Reporter
 from pipeline.sample_sheet import write_sheet
@@ -31,7 +30,7 @@ def job(settings: TrainSettings) -> int:
             settings.samples,
             settings.preview,
             recipe.augmentation,
-            preset(settings.preset).at_size(recipe.phases[-1].size),
+            settings.network(joints=1),
             recipe.sigma_at(0),
             seed=recipe.seed,
             box_factor=recipe.box_factor,

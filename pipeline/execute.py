@@ -59,21 +59,19 @@ class Executor:
         """Connect; raises PosemillError if Ray cannot be reached or the graph does not fit."""
         self._log = Path(tempfile.gettempdir()) / f"posemill-{os.getpid()}.log"
         self.keep_log = False
-        self._stack = ExitStack()
-        self._stack.enter_context(cluster.native_stderr_to(self._log))
-        self._owns = not ray.is_initialized()
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._drop_log)
+            stack.enter_context(cluster.native_stderr_to(self._log))
+            stack.enter_context(cluster.connected(self.inputs.settings.address))
             self._set_up()
-        except BaseException:
-            if self._owns:
-                ray.shutdown()
-            self._stack.close()
-            self._log.unlink(missing_ok=True)
-            raise
+            self._stack = stack.pop_all()
         return self
 
+    def _drop_log(self) -> None:
+        if not self.keep_log:
+            self._log.unlink(missing_ok=True)
+
     def _set_up(self) -> None:
-        cluster.connect(self.inputs.settings.address)
         self.layout = cluster.cluster_layout(self.inputs.settings)
         self.reporter.say(f"layout: {self.layout.describe()}")
         _configure_ray_data()
@@ -86,12 +84,9 @@ class Executor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._owns:
-            ray.shutdown()
+        self.keep_log = self.keep_log or isinstance(error, Exception)
         self._stack.close()
-        if not self.keep_log and not isinstance(error, Exception):
-            self._log.unlink(missing_ok=True)
-        else:
+        if self.keep_log:
             self.reporter.say(f"what Ray printed is in {self._log}")
 
     def run(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:

@@ -66,7 +66,7 @@ class TableFiles:
 class SampleTable:
     """A samples table: a Parquet file or a folder of them, local or any fsspec URL.
 
-    Of every sample only id and split are in memory. Raises UsageError for anything else.
+    Of every sample only the split is in memory. Raises UsageError for anything else.
     """
 
     def __init__(self, uri: str, options: StorageOptions | None = None) -> None:

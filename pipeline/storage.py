@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.fs
 from botocore.exceptions import BotoCoreError
 from fsspec.core import strip_protocol
 
@@ -88,6 +89,11 @@ def path_of(uri: str) -> str:
             return uri.partition("://")[2].rstrip("/")
         case _:
             return str(strip_protocol(uri))
+
+
+def absolute(uri: str) -> str:
+    """The same place for a process with another working directory."""
+    return path_of(uri) if protocol_of(uri) == "file" else uri
 
 
 def uri_of(protocol: str, path: str) -> str:
@@ -187,6 +193,12 @@ class Output:
     def uri(self) -> str:
         """The root as users write it."""
         return uri_of(self.protocol, self.root)
+
+    def arrow_filesystem(self) -> pyarrow.fs.FileSystem:
+        """The same storage for what wants a file system of Arrow; paths are those of `path`."""
+        if self.protocol == "file":
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
 
     def path(self, name: str) -> str:
         """Path of a file in the output, as the file system takes it."""

@@ -99,21 +99,20 @@ class Logbook:
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a record: numbers to both, a picture to TensorBoard only."""
-        step = record.get("step", 0)
-        if record["kind"] == "picture":
-            if self._writer is not None:
-                self._writer.add_image(record["tag"], record["picture"], step, dataformats="HWC")
-            return
-        now = datetime.now(UTC).isoformat(timespec="seconds")
         try:
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": now, **record}) + "\n")
-            for tag, value in _scalars(record) if self._writer is not None else []:
-                self._writer.add_scalar(tag, value, step)  # type: ignore[union-attr]
+            if record["kind"] != "picture":
+                self._append(record)
+            if self._writer is not None:
+                _show(self._writer, record, record.get("step", 0))
         except OSError as error:
             log.warning("the log cannot be written: %s", error)
         if time.monotonic() - self._synced >= _SYNC_EVERY_S:
             self._sync()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, **record}) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """All records of the run so far, those of earlier starts included."""
@@ -140,6 +139,13 @@ class Logbook:
                     log.warning("%s", error)
                     return
                 self._sizes[str(path)] = path.stat().st_size
+
+
+def _show(writer: SummaryWriter, record: dict[str, Any], step: int) -> None:
+    if record["kind"] == "picture":
+        writer.add_image(record["tag"], record["picture"], step, dataformats="HWC")
+    for tag, value in _scalars(record):
+        writer.add_scalar(tag, value, step)
 
 
 def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:

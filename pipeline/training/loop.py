@@ -158,7 +158,7 @@ class Loop:
         stop = self._post(
             {
                 "kind": "progress",
-                "size": self.recipe.size_at((self.fit.step_number - 1) / self.fit.total_steps),
+                "size": self._size,
                 "loss": losses,
                 "learning_rate": self.fit.optimizer.param_groups[-1]["lr"],
                 "samples_per_second": seen / seconds,
@@ -169,6 +169,11 @@ class Loop:
         leaves = self._newly_preempted()
         self._losses, self._seen, self._interval_started = [], 0, time.monotonic()
         return _Wants((due and not busy) or stop or leaves, busy, stop)
+
+    @property
+    def _size(self) -> int:
+        """Crop size of the step that was made last."""
+        return self.recipe.size_at((self.fit.step_number - 1) / self.fit.total_steps)
 
     def _newly_preempted(self) -> bool:
         """Whether another node of the run is about to go; the same answer on all workers."""
@@ -181,8 +186,7 @@ class Loop:
     def _validate(self) -> None:
         """PCK of the averaged weights on the tuning split; keeps the best ones."""
         epoch = self.fit.step_number // self.feed.steps_per_epoch
-        size = self.recipe.size_at((self.fit.step_number - 1) / self.fit.total_steps)
-        batches = (batch.to(self.device) for batch in self.feed.tune(size))
+        batches = (batch.to(self.device) for batch in self.feed.tune(self._size))
         pcks = stage_pck(self.fit.ema, self.skeleton, batches, self.recipe.uses_bf16(self.device))
         stages = self.inputs.config.stages
         counts = [[p.total * p.counted / 100, p.counted] if p.counted else [0, 0] for p in pcks]
@@ -192,8 +196,8 @@ class Loop:
         by_stage = (100 * sums[:, 0] / sums[:, 1]).tolist() if sums[0, 1] else []
         if by_stage and (self.best is None or by_stage[-1] > self.best.pck):
             weights = _to_cpu(self.fit.ema.state_dict())
-            self.best = Best(by_stage[-1], epoch, size, by_stage, weights)
-        self._post({"kind": "epoch", "size": size, "tune_pck": by_stage})
+            self.best = Best(by_stage[-1], epoch, self._size, by_stage, weights)
+        self._post({"kind": "epoch", "size": self._size, "tune_pck": by_stage})
         if self.pictures:
             for tag, picture in self.pictures.draw(self.fit.ema, self.device):
                 self._post({"kind": "picture", "tag": tag, "picture": picture})

@@ -46,8 +46,8 @@ def plan(settings: TrainSettings, nodes: Nodes, may_grow: bool) -> Resources:
             f"there are {gpus} GPUs for --workers {settings.workers}; lower --workers, use a "
             "cluster (--address), or say --device cpu"
         )
-    device = "cuda" if settings.device != "cpu" and gpus >= least else "cpu"
-    device = "cuda" if settings.device == "cuda" else device
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= least)
+    device = "cuda" if on_gpus else "cpu"
     share = _largest_share(nodes, most, device)
     if device == "cuda":
         loaders = settings.loaders or max(1, min(_MOST_LOADERS, int(share) - 1))

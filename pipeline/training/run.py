@@ -8,15 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
-from fsspec.core import split_protocol
 from ray.exceptions import RayError
 
 from pipeline import cluster
@@ -24,7 +21,7 @@ from pipeline.errors import PosemillError
 from pipeline.lock import Lock
 from pipeline.progress import Reporter
 from pipeline.samples import SampleTable
-from pipeline.storage import Output, StorageOptions
+from pipeline.storage import Output, StorageOptions, absolute
 from pipeline.training.feed import steps_per_epoch
 from pipeline.training.logbook import Board, Logbook
 from pipeline.training.loop import WorkerInputs, read_state, train_worker
@@ -154,7 +151,7 @@ class _Run:
         least, most = settings.worker_range
         resources = self._resources()
         inputs = WorkerInputs(
-            samples=_absolute(settings.samples),
+            samples=absolute(settings.samples),
             options=self.options,
             config=self.start.config,
             recipe=settings.recipe(),
@@ -177,7 +174,7 @@ class _Run:
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=folder,
-                storage_filesystem=_filesystem(output),
+                storage_filesystem=output.arrow_filesystem(),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
                 callbacks=[_Failures(board)],  # type: ignore[list-item]
@@ -210,18 +207,6 @@ class _Failures(ray.train.UserCallback):
             message = str(error).strip().splitlines()[-1:]
             text = f"worker {rank}: {message[0] if message else type(error).__name__}"
             self.board.post.remote({"kind": "lost_worker", "message": text})
-
-
-def _absolute(uri: str) -> str:
-    protocol, path = split_protocol(uri)
-    return uri if protocol not in (None, "file") else str(Path(path).resolve())
-
-
-def _filesystem(output: Output) -> pyarrow.fs.FileSystem | None:
-    """How Ray Train reaches the run's folder: as we do. None for a local path."""
-    if output.protocol == "file":
-        return None
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(output.fs))
 
 
 @contextmanager

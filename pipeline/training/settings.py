@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from cpm_core.augment import Augmentation
-from cpm_core.config import PRESETS
+from cpm_core.config import PRESETS, CpmConfig, preset
 from cpm_core.errors import ConfigError
 from cpm_core.recipe import RECIPES, Phase, Recipe
 from pipeline.config import setting
@@ -125,7 +125,7 @@ class TrainSettings(Settings):
         "run", "auto", "where the workers compute: on GPUs if the cluster has one for each"
     )
     checkpoint_minutes: float = setting(
-        "run", 10.0, "longest time between checkpoints; every epoch ends with one, too", gt=0
+        "run", 10.0, "longest time between checkpoints; an epoch ends with one, too", gt=0
     )
     max_failures: int = setting(
         "run", 8, "failures of workers, lost or raised, after which it ends", ge=0
@@ -230,6 +230,8 @@ class TrainSettings(Settings):
             color=plain.color * self.augment_color,
         )
 
-    def stage_count(self) -> int:
-        """Stages of the network."""
-        return self.stages or PRESETS[self.preset].stages
+    def network(self, joints: int) -> CpmConfig:
+        """The network, for the crop size that it will have at last."""
+        stages = self.stages or PRESETS[self.preset].stages
+        config = preset(self.preset, joints=joints, stages=stages)
+        return config.at_size(self.recipe().phases[-1].size)

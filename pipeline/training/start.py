@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cpm_core.config import CpmConfig, preset
+from cpm_core.config import CpmConfig
 from cpm_core.errors import CpmError
 from cpm_core.lite import LiteTrunk
 from cpm_core.model import Cpm
@@ -38,8 +38,7 @@ def make_start(settings: TrainSettings, skeleton: Skeleton) -> Start:
     """Build the network and give it its first weights. Raises UsageError."""
     given = None
     try:
-        config = preset(settings.preset, joints=len(skeleton), stages=settings.stage_count())
-        config = config.at_size(settings.recipe().phases[-1].size)
+        config = settings.network(len(skeleton))
         torch.manual_seed(settings.seed)
         model = Cpm(config)
         if settings.trunk is not None:

@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 
-import pyarrow.fs
 import ray.train
 
 from pipeline.errors import PosemillError
@@ -29,7 +28,7 @@ def tidy(output: Output, reporter: Reporter) -> ray.train.Checkpoint | None:
     names = _checkpoints(output)
     if listed is not None and not _is_json(listed):
         for name in reversed(names):
-            checkpoint = ray.train.Checkpoint(output.path(name), _filesystem(output))
+            checkpoint = ray.train.Checkpoint(output.path(name), output.arrow_filesystem())
             if _is_whole(checkpoint):
                 reporter.say(f"the list of checkpoints is damaged; going on from {name}")
                 output.remove(_SNAPSHOT)
@@ -73,9 +72,3 @@ def _is_whole(checkpoint: ray.train.Checkpoint) -> bool:
     except _BROKEN:
         return False
     return True
-
-
-def _filesystem(output: Output) -> pyarrow.fs.FileSystem:
-    if output.protocol == "file":
-        return pyarrow.fs.LocalFileSystem()
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(output.fs))

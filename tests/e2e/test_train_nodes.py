@@ -18,7 +18,7 @@ from tests.e2e.labelled import write_samples
 
 # In a process of its own: the cluster would take over this one's connection to Ray.
 SCRIPT = """
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys
 from ray.cluster_utils import Cluster
 
 samples, runs = sys.argv[1:]
@@ -39,8 +39,11 @@ def records(kind):
 
 def wait_for(condition):
     while not condition():
-        assert training.poll() is None, "training ended too soon"
-        time.sleep(0.2)
+        try:
+            training.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError("training ended too soon")
 
 wait_for(lambda: len(records("progress")) > 2)
 ray = os.path.join(os.path.dirname(sys.executable), "ray")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from cpm_core.config import preset
 from cpm_core.skeleton import load_skeleton
 from pipeline.errors import UsageError
 from pipeline.samples import SampleTable
@@ -46,10 +45,8 @@ def identify(files: dict[str, str]) -> Identity:
         named = {k: files.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
         settings = make_settings(**{"samples": files["samples"], **named})
         table = SampleTable(settings.samples)
-        config = preset(
-            settings.preset, joints=len(table.skeleton), stages=settings.stage_count()
-        ).at_size(settings.recipe().phases[-1].size)
-        return identity(settings, Start(config, {}, given), table)
+        start = Start(settings.network(len(table.skeleton)), {}, given)
+        return identity(settings, start, table)
 
     return build
 

@@ -158,7 +158,7 @@ def test_workers(workers: str, expected: tuple[int, int]) -> None:
 )
 def test_stages(words: list[str], stages: int) -> None:
     """The preset's, or as many as are asked for."""
-    assert parse(*words).stage_count() == stages
+    assert parse(*words).network(joints=14).stages == stages
 
 
 def test_every_setting_has_its_kind() -> None:
