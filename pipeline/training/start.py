@@ -11,7 +11,7 @@ from cpm_core.config import CpmConfig
 from cpm_core.errors import CpmError
 from cpm_core.lite import LiteTrunk
 from cpm_core.model import Cpm
-from cpm_core.pretrained import load_efficientnet_lite0
+from cpm_core.pretrained import VGG_MEAN, load_efficientnet_lite0, load_vgg16
 from cpm_core.skeleton import Skeleton
 from cpm_core.weights import Weights
 from pipeline.errors import UsageError
@@ -21,7 +21,8 @@ from pipeline.weights import read_weights
 
 log = logging.getLogger("posemill")
 
-_CONVENTIONS = ("color_order", "mean", "std", "pooling", "cell_offset")
+_COLORS = ("color_order", "mean", "std")
+_CONVENTIONS = (*_COLORS, "pooling", "cell_offset")
 """Parts of a configuration that change no shape, but what the layers mean."""
 
 
@@ -38,20 +39,43 @@ def make_start(settings: TrainSettings, skeleton: Skeleton) -> Start:
     """Build the network and give it its first weights. Raises UsageError."""
     given = None
     try:
-        config = settings.network(len(skeleton))
+        weights = None
+        if settings.start_from is not None:
+            weights = read_weights(settings.start_from, StorageOptions(settings.s3_endpoint))
+            given = weights.sha256
+        config = _network(settings, skeleton, weights)
         torch.manual_seed(settings.seed)
         model = Cpm(config)
         if settings.trunk is not None:
-            if not isinstance(model.shared, LiteTrunk):
-                raise UsageError("--trunk goes with --preset cpm-lite")
-            load_efficientnet_lite0(model.shared, settings.trunk)
-        if settings.start_from is not None:
-            weights = read_weights(settings.start_from, StorageOptions(settings.s3_endpoint))
+            _load_trunk(model, settings.trunk)
+        if weights is not None:
             _copy_fitting(model, weights, skeleton)
-            given = weights.sha256
     except CpmError as error:
         raise UsageError(str(error)) from error
     return Start(config, model.state_dict(), given)
+
+
+def _network(settings: TrainSettings, skeleton: Skeleton, given: Weights | None) -> CpmConfig:
+    """The preset's network, with the colours for which its first layers were made.
+
+    Given weights of the same kind bring theirs. With VGG's mean, padding is the colour that a VGG
+    trunk learned to see around pictures.
+    """
+    config = settings.network(len(skeleton))
+    if given is not None and given.info.config.trunk == config.trunk:
+        return replace(config, **{name: getattr(given.info.config, name) for name in _COLORS})
+    if settings.trunk is not None and config.trunk == "vgg":
+        return replace(config, mean=VGG_MEAN)
+    return config
+
+
+def _load_trunk(model: Cpm, path: str) -> None:
+    if isinstance(model.shared, LiteTrunk):
+        load_efficientnet_lite0(model.shared, path)
+    elif model.config.trunk == "vgg":
+        load_vgg16(model, path)
+    else:
+        raise UsageError("--trunk goes with --preset cpm-lite or cpm-vgg")
 
 
 def _copy_fitting(model: Cpm, given: Weights, skeleton: Skeleton) -> None:

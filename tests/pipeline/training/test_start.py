@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,11 +77,42 @@ def test_other_conventions_are_told(
     assert "cell_offset" in caplog.text
 
 
+@pytest.fixture
+def vgg16(tmp_path: Path) -> str:
+    """A VGG16 of zeros but for one weight."""
+    blocks = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512))
+    arrays = {}
+    for block, widths in enumerate(blocks, start=1):
+        for i, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+            arrays[f"conv{block}_{i}.weight"] = np.zeros((outputs, inputs, 3, 3), np.float16)
+            arrays[f"conv{block}_{i}.bias"] = np.zeros(outputs, np.float32)
+    arrays["conv1_1.weight"][5, 2, 1, 1] = 3
+    np.savez(tmp_path / "vgg16.npz", **arrays)
+    return str(tmp_path / "vgg16.npz")
+
+
+def test_a_vgg_trunk_brings_its_colours(vgg16: str, tmp_path: Path) -> None:
+    """Also to a run that starts from the weights that came out of it, without that trunk."""
+    first = make_start(settings(preset="cpm-vgg", trunk=vgg16), LSP)
+    assert first.weights["shared.0.weight"][5, 2, 1, 1] == 3 * 256
+    assert first.config.mean == pytest.approx((104.007, 116.669, 122.679))
+    assert first.config.std == (256, 256, 256)
+    model = Cpm(first.config)
+    model.load_state_dict(first.weights)
+    path = tmp_path / "first.safetensors"
+    save_weights(path, model, WeightsInfo("first", first.config, LSP))
+    second = make_start(settings(preset="cpm-vgg", start_from=str(path)), LSP)
+    assert second.config == first.config
+    # Another kind of net has nothing in common with those colours.
+    assert make_start(settings(preset="cpm-vgg"), LSP).config.mean == (128, 128, 128)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"start_from": "none.safetensors"}, "no weights 'none.safetensors'"),
-        ({"trunk": "t.pth", "preset": "cpm"}, "--trunk goes with --preset cpm-lite"),
+        ({"trunk": "t.pth", "preset": "cpm"}, "--trunk goes with --preset cpm-lite or cpm-vgg"),
+        ({"trunk": "t.npz", "preset": "cpm-vgg"}, "t.npz: cannot be read as an .npz"),
     ],
 )
 def test_unusable_starts(values: dict[str, Any], message: str) -> None:
