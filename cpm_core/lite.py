@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpm_core.depthwise import DepthwiseConv2d
+
 _BATCH_NORM_EPS = 1e-3
 
 # kernel, stride, expansion, output channels, repeats
@@ -129,8 +131,15 @@ def conv_bn(
     activation: nn.Module | None = None,
 ) -> nn.Sequential:
     """Convolution without bias, batch norm, activation: `fold_batch_norm` makes it one layer."""
+    conv = (
+        DepthwiseConv2d(inputs, kernel, stride)
+        if groups == inputs == outputs
+        else nn.Conv2d(
+            inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+        )
+    )
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        conv,
         nn.BatchNorm2d(outputs, eps=_BATCH_NORM_EPS, momentum=0.03),
     ]
     return nn.Sequential(*layers, activation) if activation else nn.Sequential(*layers)

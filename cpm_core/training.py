@@ -66,7 +66,7 @@ class Fit:
         world: int = 1,
     ) -> None:
         self.model = model
-        self.network = network or model
+        self.network = model if network is None else network
         self.recipe = recipe
         self.total_steps = total_steps
         self.rank, self.world = rank, world

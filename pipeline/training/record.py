@@ -21,6 +21,8 @@ RECORD = "run.json"
 _SETTINGS = {
     "skeleton": "samples",
     "bf16": "precision",
+    "first_sigma": "label_sigma",
+    "last_sigma": "label_sigma",
     "network.trunk": "preset",
     "network.stages": "stages",
     "network.joints": "samples",

@@ -92,6 +92,12 @@ class TrainSettings(Settings):
     ema_decay: float | None = setting(
         "result", None, "of the averaged weights, 0 for none (default: the preset's)", ge=0, lt=1
     )
+    label_sigma: tuple[float, ...] | None = setting(
+        "result",
+        None,
+        "width of the labels' peaks at the first and at the last step, in units of the network's "
+        "own (default: the preset's; for cpm-lite 2 1)",
+    )
     freeze_blocks: int | None = setting(
         "result", None, "first blocks of cpm-lite's trunk that are held (default: 3)", ge=0
     )
@@ -157,6 +163,13 @@ class TrainSettings(Settings):
             raise ValueError("the first phase starts at 0, and each later than the one before")
         return phases
 
+    @field_validator("label_sigma")
+    @classmethod
+    def _check_label_sigma(cls, sigma: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if sigma is not None and (len(sigma) != 2 or not all(0.1 <= s <= 10 for s in sigma)):
+            raise ValueError("expected two factors between 0.1 and 10, such as 2 1")
+        return sigma
+
     @field_validator("augment_scale")
     @classmethod
     def _check_scale(cls, scale: tuple[float, ...]) -> tuple[float, ...]:
@@ -206,6 +219,8 @@ class TrainSettings(Settings):
         if self.phases is not None:
             pairs = (text.split(":") for text in self.phases)
             changes["phases"] = tuple(Phase(float(share), int(size)) for share, size in pairs)
+        if self.label_sigma is not None:
+            changes["first_sigma"], changes["last_sigma"] = self.label_sigma
         return replace(
             RECIPES[self.preset],
             **changes,

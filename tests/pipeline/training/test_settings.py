@@ -56,6 +56,7 @@ def test_the_releases_recipe() -> None:
         (["--clip-norm", "0"], {"clip_norm": 0.0}),
         (["--ema-decay", "0"], {"ema_decay": 0.0}),
         (["--freeze-blocks", "0"], {"freeze_blocks": 0}),
+        (["--label-sigma", "1.5", "1"], {"first_sigma": 1.5, "last_sigma": 1.0}),
         (["--freeze-batch-norm"], {"freeze_batch_norm": True}),
         (["--precision", "fp32"], {"bf16": False}),
         (["--box-factor", "2"], {"box_factor": 2.0}),
@@ -84,8 +85,8 @@ def test_a_setting_changes_its_part_of_the_recipe(
 
 def test_every_part_of_the_recipe_can_be_set_or_comes_with_the_preset() -> None:
     """A new field must be put on one of these lists."""
-    preset_only = {"step_every", "step_gamma", "first_sigma", "last_sigma"}
-    by_another_name = {"bf16", "augmentation"}
+    preset_only = {"step_every", "step_gamma"}
+    by_another_name = {"bf16", "augmentation", "first_sigma", "last_sigma"}
     settable = set(TrainSettings.model_fields)
     assert {f.name for f in fields(Recipe)} - settable == preset_only | by_another_name
 
@@ -118,6 +119,9 @@ def test_every_part_of_the_recipe_can_be_set_or_comes_with_the_preset() -> None:
         (["--augment-scale", "1.3", "0.7"], "--augment-scale .*: expected two magnifications"),
         (["--augment-scale", "0", "1"], "--augment-scale .*: expected two magnifications"),
         (["--augment-scale", "1", "11"], "--augment-scale .*: expected two magnifications"),
+        (["--label-sigma", "1"], "--label-sigma .*: expected two factors"),
+        (["--label-sigma", "2", "0"], "--label-sigma .*: expected two factors"),
+        (["--label-sigma", "nan", "1"], "--label-sigma"),
         (["--name", "a/b"], "--name .*: a name, not a path"),
         (["--name", "..", "--epochs", "1"], "--name .*: a name, not a path"),
         (["--name", ""], "--name"),
