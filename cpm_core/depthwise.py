@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 _SMALLEST_KERNEL = 5
 """Below, the gradients of oneDNN are as fast."""
@@ -41,7 +42,7 @@ class _Depthwise(torch.autograd.Function):
     """x (B, C, H, W), weight (C, 1, k, k), stride -> y; all in fp32."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
@@ -49,7 +50,7 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(x, weight, stride=stride, padding=padding, groups=len(weight))
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         by_input, by_weight, _ = ctx.needs_input_grad
@@ -61,10 +62,10 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """(C, 1, k, k): each plane of x convolved with its plane of the gradient, summed over the batch.
+    """(C, 1, k, k): each plane of x convolved with its plane of the gradient, over the batch.
 
-    A stride of the forward pass is a dilation here. An input whose side is no multiple of the stride
-    gives rows beyond the kernel's, which are cut off.
+    A stride of the forward pass is a dilation here. An input whose side is no multiple of the
+    stride gives rows beyond the kernel's, which are cut off.
     """
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
@@ -85,6 +86,7 @@ def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) ->
     padding = weight.shape[-1] // 2
     if stride == 1:
         return F.conv2d(gradient, weight.flip(2, 3), padding=padding, groups=len(weight))
-    return torch.nn.grad.conv2d_input(
+    strided: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
         x.shape, weight, gradient, stride=stride, padding=padding, groups=len(weight)
     )
+    return strided

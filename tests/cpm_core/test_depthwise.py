@@ -1,4 +1,4 @@
-"""Our depthwise convolution against PyTorch's own: values, gradients, the fast path is the one taken."""
+"""Our depthwise convolution against PyTorch's own: values, gradients, when it is fast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def gradients(module: nn.Module, x: Tensor, towards: Tensor) -> tuple[Tensor, Te
     x = x.clone().requires_grad_()
     y = module(x)
     (y * towards).sum().backward()
-    assert x.grad is not None and isinstance(module.weight, Tensor)
+    assert x.grad is not None
+    assert isinstance(module.weight, Tensor)
     assert module.weight.grad is not None
     return y.detach(), x.grad, module.weight.grad
 
