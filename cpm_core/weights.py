@@ -24,6 +24,8 @@ _KEY = "posemill"
 _VERSION = 1
 _BACKGROUND = "last"
 _LONGEST_METADATA = 1 << 18
+_LOCATORS = ("person-net",)
+"""Weights in the same folder that find people; `cpm_core.person_net` reads them."""
 _STORED_AS = {torch.float32: ("F32", "F16", "BF16"), torch.int64: ("I64",)}
 """What a file may hold for a tensor of the network."""
 
@@ -96,7 +98,13 @@ def save_weights(
 def find_weights(name_or_path: str | Path) -> Path:
     """Path of weights that come with the package, or of a user's own file. Raises WeightsError."""
     name = str(name_or_path)
-    shipped = {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+    if name in _LOCATORS:
+        raise WeightsError(
+            f"{name!r} finds people, it does not estimate poses: choose it with --people {name}, "
+            "and a pose network for the weights"
+        )
+    files = sorted(FOLDER.glob("*.safetensors"))
+    shipped = {path.stem: path for path in files if path.stem not in _LOCATORS}
     path = shipped.get(name, Path(name))
     if path.is_file():
         return path
@@ -167,6 +175,10 @@ def _parse(text: str | None, path: Path) -> WeightsInfo:
         raise WeightsError(f"{path}: its metadata is longer than {_LONGEST_METADATA} characters")
     try:
         values: dict[str, Any] = json.loads(text)
+        if values.get("kind", "pose") != "pose":
+            raise WeightsError(
+                f"{path}: holds a {values['kind']}, which finds people; this needs a pose network"
+            )
         for key, expected in (("version", _VERSION), ("background", _BACKGROUND)):
             if values[key] != expected:
                 raise WeightsError(

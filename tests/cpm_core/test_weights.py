@@ -275,7 +275,8 @@ def test_own_file_is_found_by_its_path(good, monkeypatch):
 
 
 def test_every_shipped_file_is_usable():
-    for path in FOLDER.glob("*.safetensors"):
+    """The locator among them has its own reader: test_person_net_weights.py."""
+    for path in FOLDER.glob("cpm*.safetensors"):
         assert load_weights(path.stem).info.name == path.stem
 
 

@@ -1,0 +1,130 @@
+"""Pictures in, people out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpm_core.errors import LocatorError
+from cpm_core.geometry import FILL
+from cpm_core.lite import fold_batch_norm
+from cpm_core.people import People, Picture
+from cpm_core.person_net.targets import peaks
+from cpm_core.person_net.weights import KIND, PersonNetWeights, load_person_net
+
+_BATCH = 8
+_MOST = 100
+"""People per picture."""
+_NMS_IOU = 0.55
+
+
+class PersonNetLocator:
+    """The shipped locator: a small CPM that finds people's centres and sizes.
+
+    `weights` is "person-net" for those of the package, the path of a file, or loaded weights.
+    `threshold` is the score (0 to 1) from which a peak is a person; it comes with the weights.
+    `threads` is how many CPU threads torch may use, in this process as a whole. Raises WeightsError
+    for an unusable file, LocatorError for an unusable option.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | PersonNetWeights = KIND,
+        threshold: float | None = None,
+        device: str = "cpu",
+        threads: int = 1,
+    ) -> None:
+        loaded = weights if isinstance(weights, PersonNetWeights) else load_person_net(weights)
+        self.info = loaded.info
+        self.sha256 = loaded.sha256
+        self.threshold = self.info.threshold if threshold is None else threshold
+        if not 0 < self.threshold < 1:
+            raise LocatorError(f"threshold is {self.threshold}; choose a number between 0 and 1")
+        if threads < 1:
+            raise LocatorError(f"threads is {threads}; choose 1 or more")
+        self.size = self.info.config.input_size
+        self.device = torch.device(device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(threads)
+        model = fold_batch_norm(loaded.model()).to(self.device)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def locate(self, picture: Picture) -> People:
+        """People in an RGB picture (H, W, 3), overlaps suppressed, best first."""
+        return self.locate_batch([picture])[0]
+
+    def locate_batch(self, pictures: Sequence[Picture]) -> list[People]:
+        """People in each of several RGB pictures (H, W, 3) of any size."""
+        found: list[People] = []
+        for start in range(0, len(pictures), _BATCH):
+            part = pictures[start : start + _BATCH]
+            inputs = [letterbox(picture, self.size) for picture in part]
+            boxes_and_scores = self._peaks(np.stack([image for image, _ in inputs]))
+            for picture, (_, ratio), (boxes, scores) in zip(
+                part, inputs, boxes_and_scores, strict=True
+            ):
+                height, width = picture.shape[:2]
+                found.append(people(boxes, scores, ratio, width, height))
+        return found
+
+    @torch.inference_mode()
+    def belief(self, picture: Picture) -> tuple[Picture, NDArray[np.float32]]:
+        """The network's input (S, S, 3), and its belief in centres (T, S / 8, S / 8) by stage."""
+        image, _ = letterbox(picture, self.size)
+        maps = self._maps(image[None])
+        return image, torch.stack([m[0, 0].float().sigmoid() for m in maps]).cpu().numpy()
+
+    @torch.inference_mode()
+    def _peaks(
+        self, images: NDArray[np.uint8]
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        return peaks(self._maps(images)[-1], self.threshold, _MOST)
+
+    def _maps(self, images: NDArray[np.uint8]) -> list[Tensor]:
+        # Permuted, an (N, H, W, 3) array is a channels-last tensor as it stands.
+        batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        maps: list[Tensor] = self.model(batch)
+        return maps
+
+
+def letterbox(picture: Picture, size: int) -> tuple[Picture, NDArray[np.float64]]:
+    """The picture at the top left of a square of side `size`, the rest 128, and (2,) how much
+    larger x and y are in it than in the picture."""
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        raise ValueError(
+            f"expected an RGB picture (H, W, 3) of uint8, got {picture.dtype} {picture.shape}"
+        )
+    height, width = picture.shape[:2]
+    scale = size / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = np.full((size, size, 3), FILL, np.uint8)
+    canvas[:h, :w] = cv2.resize(picture, (w, h), interpolation=interpolation)
+    return canvas, np.array([w / width, h / height])
+
+
+def people(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    ratio: NDArray[np.float64],
+    width: int,
+    height: int,
+) -> People:
+    """Boxes (N, 4) and scores (N,) of a letterboxed picture as people of the picture.
+
+    Boxes are cut to the picture; overlaps and what has no pixel in it are dropped.
+    """
+    low = np.clip(boxes[:, :2] / ratio, 0, [width, height])
+    high = np.clip((boxes[:, :2] + boxes[:, 2:]) / ratio, 0, [width, height])
+    keep = ((high - low) >= 1).all(axis=1)
+    cut = np.concatenate([low, high - low], axis=1)[keep].astype(np.float64)
+    kept = scores[keep].astype(np.float64)
+    order = cv2.dnn.NMSBoxes(cut.tolist(), kept.tolist(), 0.0, _NMS_IOU)
+    chosen = np.asarray(order, dtype=np.int64).reshape(-1)
+    return People(cut[chosen], kept[chosen], KIND)
