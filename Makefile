@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean ablation soak
+.PHONY: demo test lint bench clean ablation quality soak
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,10 @@ bench: .venv/ready
 ablation: .venv/ready
 	$(if $(SAMPLES),,$(error name a samples table: make ablation SAMPLES=train.parquet))
 	$(BIN)/python benchmarks/ablation.py --samples $(SAMPLES) --output docs/ablation $(OPTIONS)
+
+# make quality OPTIONS='--weights my-net.safetensors': ours beside other models, into docs/quality.md
+quality: .venv/ready
+	$(BIN)/python benchmarks/quality.py --write docs/quality.md $(OPTIONS)
 
 clean:
 	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
