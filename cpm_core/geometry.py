@@ -97,6 +97,22 @@ def _covered(
     return part, np.column_stack([linear, offset])
 
 
+def letterbox(
+    image: NDArray[np.uint8], size: int, fill: int = FILL
+) -> tuple[NDArray[np.uint8], Array]:
+    """A picture (H, W, 3) at the top left of a square of side `size`, the rest `fill`.
+
+    Also (2,) how much larger x and y are in it than in the picture.
+    """
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = np.full((size, size, 3), fill, np.uint8)
+    canvas[:h, :w] = cv2.resize(image, (w, h), interpolation=interpolation)
+    return canvas, np.array([w / width, h / height])
+
+
 def box_of_points(points: NDArray[np.floating]) -> Array:
     """x, y, w, h of the smallest box that covers points (N, 2)."""
     low, high = points.min(axis=0), points.max(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpm_core.errors import LocatorError
+from cpm_core.geometry import letterbox
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -33,10 +35,14 @@ class People:
 
 
 class Locator(Protocol):
-    """Anything that finds people."""
+    """Anything that finds people in RGB pictures (H, W, 3)."""
 
     def locate(self, picture: Picture) -> People:
-        """People in an RGB picture (H, W, 3)."""
+        """People in one picture."""
+        ...
+
+    def locate_batch(self, pictures: Sequence[Picture]) -> list[People]:
+        """People in each of several pictures of any size."""
         ...
 
 
@@ -48,6 +54,10 @@ class WholeImage:
         height, width = picture.shape[:2]
         return People(np.array([[0, 0, width, height]], np.float64), np.ones(1), "whole-image")
 
+    def locate_batch(self, pictures: Sequence[Picture]) -> list[People]:
+        """As `locate`, for each."""
+        return [self.locate(picture) for picture in pictures]
+
 
 class YoloxDetector:
     """A YOLOX detector in ONNX form: letterboxed BGR 0..255 in, (1, N, 5 + classes) out.
@@ -58,11 +68,13 @@ class YoloxDetector:
 
     STRIDES = (8, 16, 32)
     LETTERBOX = 114
+    THRESHOLD = 0.4
+    BATCH = 8
 
     def __init__(
         self,
         model: str | Path | bytes,
-        threshold: float = 0.4,
+        threshold: float | None = None,
         nms_iou: float = 0.45,
         threads: int = 1,
     ) -> None:
@@ -82,23 +94,24 @@ class YoloxDetector:
             self.session = ort.InferenceSession(source, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise LocatorError(f"{name}: onnxruntime cannot load it: {error}") from error
-        self.threshold = threshold
+        self.threshold = self.THRESHOLD if threshold is None else threshold
         self.nms_iou = nms_iou
-        self.input_name, self.size = self._check_layout(name)
+        self.input_name, self.size, self.batches = self._check_layout(name)
         self.grid, self.cell = _grid(self.size, self.STRIDES)
 
-    def _check_layout(self, name: str) -> tuple[str, int]:
-        """The input's name and side S."""
+    def _check_layout(self, name: str) -> tuple[str, int, bool]:
+        """The input's name, its side S, and whether it takes several pictures at once."""
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) == 1 and len(outputs) == 1 and inputs[0].type == "tensor(float)":
             shape, size = inputs[0].shape, inputs[0].shape[-1] if inputs[0].shape else None
             if isinstance(size, int) and size > 0 and size % max(self.STRIDES) == 0:
                 cells = sum((size // stride) ** 2 for stride in self.STRIDES)
                 *rows, values = outputs[0].shape or [None]
-                single = shape[0] == 1 or not isinstance(shape[0], int)
+                any_number = not isinstance(shape[0], int)
+                single = shape[0] == 1 or any_number
                 fits = single and shape[1:] == [3, size, size] and rows[1:] == [cells]
                 if fits and isinstance(values, int) and values >= 6:
-                    return str(inputs[0].name), size
+                    return str(inputs[0].name), size, any_number
         found = ", ".join(f"{v.name} {v.type} {v.shape}" for v in (*inputs, *outputs))
         raise LocatorError(
             f"{name}: not a YOLOX detector: expected one float input (1, 3, S, S), S a multiple of "
@@ -107,29 +120,35 @@ class YoloxDetector:
 
     def locate(self, picture: Picture) -> People:
         """People with a score over the threshold, overlaps suppressed, best first."""
-        blob, ratio = self._letterbox(picture)
-        raw = self.session.run(None, {self.input_name: blob})[0][0]
+        return self.locate_batch([picture])[0]
+
+    def locate_batch(self, pictures: Sequence[Picture]) -> list[People]:
+        """As `locate`, for each; a model that takes several pictures gets BATCH at a time."""
+        found: list[People] = []
+        step = self.BATCH if self.batches else 1
+        for start in range(0, len(pictures), step):
+            part = pictures[start : start + step]
+            boxed = [letterbox(picture, self.size, self.LETTERBOX) for picture in part]
+            # From RGB to the BGR that it was trained on.
+            images = np.stack([image for image, _ in boxed])[..., ::-1]
+            blob = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+            rows = self.session.run(None, {self.input_name: blob})[0]
+            for picture, (_, ratio), raw in zip(part, boxed, rows, strict=True):
+                found.append(self._people(raw, ratio, picture.shape[1], picture.shape[0]))
+        return found
+
+    def _people(self, raw: NDArray[np.float32], ratio: Floats, width: int, height: int) -> People:
+        """Output rows (cells, 5 + classes) of a letterboxed picture as people of the picture."""
         scores = raw[:, 4] * raw[:, 5]
         keep = scores >= self.threshold
         raw, scores = raw[keep], scores[keep]
         centres = (raw[:, :2] + self.grid[keep]) * self.cell[keep]
         sizes = np.exp(raw[:, 2:4]) * self.cell[keep]
         boxes = np.concatenate([(centres - sizes / 2) / ratio, sizes / ratio], axis=1)
-        boxes, scores = _clip(boxes, scores.astype(np.float64), picture.shape[1], picture.shape[0])
+        boxes, scores = clip_boxes(boxes, scores.astype(np.float64), width, height)
         order = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), 0.0, self.nms_iou)
         chosen = np.asarray(order, dtype=np.int64).reshape(-1)
         return People(boxes[chosen], scores[chosen], "detector")
-
-    def _letterbox(self, picture: Picture) -> tuple[NDArray[np.float32], Floats]:
-        """The network's input and (2,) how much larger x and y are in it than in the picture."""
-        height, width = picture.shape[:2]
-        scale = min(self.size / height, self.size / width)
-        w, h = max(1, round(width * scale)), max(1, round(height * scale))
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        canvas = np.full((self.size, self.size, 3), self.LETTERBOX, np.uint8)
-        canvas[:h, :w] = cv2.resize(picture, (w, h), interpolation=interpolation)
-        blob = canvas[None, :, :, ::-1].transpose(0, 3, 1, 2).astype(np.float32)
-        return blob, np.array([w / width, h / height])
 
 
 def _grid(size: int, strides: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -143,7 +162,7 @@ def _grid(size: int, strides: tuple[int, ...]) -> tuple[NDArray[np.float32], NDA
     return np.concatenate(cells).astype(np.float32), np.concatenate(lengths).astype(np.float32)
 
 
-def _clip(boxes: Floats, scores: Floats, width: int, height: int) -> tuple[Floats, Floats]:
+def clip_boxes(boxes: Floats, scores: Floats, width: int, height: int) -> tuple[Floats, Floats]:
     """Boxes cut to the picture; those without a pixel in it are dropped."""
     low = np.clip(boxes[:, :2], 0, [width, height])
     high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, [width, height])

@@ -5,8 +5,8 @@ The driver holds no results: parts are written by the workers, and what is done 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 import platform
 from collections import Counter, deque
@@ -14,25 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError
 
-from cpm_core.errors import CpmError
 from pipeline import __version__, schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError, UsageError
-from pipeline.inputs import Passed, Selection, boxes_by_uri, check, expand, read_table
+from pipeline.inputs import Passed, Selection, check, expand
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest, ShardRef
 from pipeline.messages import DecoderConfig
+from pipeline.people import who
 from pipeline.plan import Planned, ShardRule, people_expected, plan
 from pipeline.progress import Meter, Reporter
 from pipeline.stages import EstimatorSpec, Outcome, Summary, access_failures
 from pipeline.storage import Output, StorageOptions
-from pipeline.units import GivenBox
 from pipeline.weights import read_weights
 
 if TYPE_CHECKING:
@@ -113,13 +111,12 @@ class Run:
         # What is read without credentials, or at the reader's cost, is never where one writes.
         self.output = Output(settings.output, StorageOptions(self.storage.endpoint))
         self.weights = read_weights(settings.weights, self.storage)
-        self.boxes = self._read_boxes()
+        self.who = who(settings, self.storage)
         self.decoder = self._decoder_config()
         self.fields = settings.fingerprint_fields(
             weights=self.weights.sha256,
-            people=_identity(settings.people, self.decoder.detector),
-            boxes=_digest_of_boxes(self.boxes),
             schema=str(schema.SCHEMA_VERSION),
+            **self.who.fingerprint_fields(),
         )
         self.fingerprint = fingerprint(self.fields)
 
@@ -228,11 +225,11 @@ class Run:
         selection = Selection(settings.include, settings.exclude, settings.sample)
         inputs = (
             item
-            for item in expand(settings.input, self.storage, self.boxes, passed)
+            for item in expand(settings.input, self.storage, self.who.boxes, passed)
             if selection.wants(item.uri)
         )
-        crop = self.decoder.crop_size**2 * 3 * len(self.decoder.scales)
-        rule = ShardRule(settings.shard_size, crop, people_expected(settings.people))
+        crop = math.prod(self.decoder.view_shape)
+        rule = ShardRule(settings.shard_size, crop, people_expected(self.who.locator.kind))
         planned = plan(
             inputs,
             manifest,
@@ -300,6 +297,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "settings": self.fields,
             "model": self.weights.info.name,
+            "people": self.who.metadata(),
             "licence": self.weights.info.licence,
             "versions": {name: version(name) for name in ("ray", "torch", "pyarrow", "numpy")}
             | {"python": platform.python_version(), "posemill": tool_version()},
@@ -318,12 +316,6 @@ class Run:
             document["counts"] = _counts(report.total)
         self.output.replace(_RUN, json.dumps(document, indent=2).encode())
 
-    def _read_boxes(self) -> dict[str, tuple[GivenBox, ...]] | None:
-        name = self.settings.boxes
-        if name is None:
-            return None
-        return boxes_by_uri(read_table(name, self.storage), name)
-
     def _decoder_config(self) -> DecoderConfig:
         s, info = self.settings, self.weights.info
         return DecoderConfig(
@@ -331,21 +323,20 @@ class Run:
             crop_size=info.config.input_size,
             box_factor=s.box_factor or info.box_factor,
             scales=s.scales,
-            people=s.people,
-            detector_threshold=s.detector_threshold,
+            people=self.who.locator,
             max_people=s.max_people,
             max_pixels=s.max_pixels,
             max_bytes=s.max_bytes,
             max_seconds=s.max_seconds,
             max_memory=s.max_memory,
             fps=s.fps,
-            detector=_read_detector(s.people),
         )
 
     def _executor_inputs(self) -> ExecutorInputs:
         s = self.settings
         metadata = {
             "model": {"name": self.weights.info.name, "weights_sha256": self.weights.sha256},
+            "people": self.who.metadata(),
             "fingerprint": self.fingerprint,
             "tool": f"posemill {tool_version()}",
         }
@@ -356,6 +347,7 @@ class Run:
             estimator=EstimatorSpec(
                 self.weights, None, s.precision, s.flip, s.scales, s.refinement, s.box_factor
             ),
+            same_person=self.who.same_person,
             metadata=schema.table_metadata(metadata, self.weights.info.skeleton),
         )
 
@@ -368,40 +360,13 @@ class ExecutorInputs:
     decoder: DecoderConfig
     output: Output
     estimator: EstimatorSpec
+    same_person: float | None
     metadata: dict[bytes, bytes]
 
 
 def _endpoint_of_environment() -> str | None:
     """The S3 server that this process would talk to; a cluster's workers have other variables."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _read_detector(people: str) -> bytes | None:
-    """The bytes of `detector:FILE`, checked by loading it once."""
-    kind, _, path = people.partition(":")
-    if kind != "detector":
-        return None
-    from cpm_core.people import YoloxDetector
-
-    try:
-        YoloxDetector(path)
-        return Path(path).read_bytes()
-    except (CpmError, OSError) as error:
-        raise UsageError(f"--people {people}: {error}") from error
-
-
-def _identity(people: str, detector: bytes | None) -> str:
-    """What `--people` means for the result: a detector is its content, not its path."""
-    if detector is None:
-        return people
-    return f"detector:{hashlib.sha256(detector).hexdigest()}"
-
-
-def _digest_of_boxes(boxes: dict[str, tuple[GivenBox, ...]] | None) -> str | None:
-    if boxes is None:
-        return None
-    text = json.dumps(sorted(boxes.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _counts(summary: Summary) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cpm_core.errors import LocatorError
+from cpm_core.locators import check_name
+from cpm_core.poses import SAME_PERSON
 from pipeline.settings import Kind, Settings
 
 _MIB = 1 << 20
@@ -51,19 +54,28 @@ class AnnotateSettings(Settings):
         ge=0.5,
         le=10,
     )
-    people: str = setting(
+    people: str | None = setting(
         "result",
-        "whole-image",
-        "who is in a picture: whole-image (one person fills it), boxes (given in the list file or "
-        "by --boxes), or detector:FILE.onnx (YOLOX)",
+        None,
+        "who is in a picture: person-net (finds people), boxes (given in the list file or by "
+        "--boxes), whole-image (one person), or detector:FILE.onnx (YOLOX); default: boxes where "
+        "they are given, else person-net",
     )
     boxes: str | None = setting(
         "result",
         None,
         "table (.csv, .parquet) with uri, x, y, w, h and optional score, frame_index",
     )
-    detector_threshold: float = setting(
-        "result", 0.4, "least score of a detected person", ge=0.01, le=1
+    person_threshold: float | None = setting(
+        "result", None, "least score of a found person (default: the locator's own)", ge=0.01, lt=1
+    )
+    same_person: float | None = setting(
+        "result",
+        None,
+        "OKS from which two poses are one person found twice, and the worse is dropped; 1: never "
+        f"(default: {SAME_PERSON}; never where boxes are given)",
+        ge=0.1,
+        le=1,
     )
     max_people: int = setting("result", 50, "most people per picture, best first", ge=1, le=10_000)
     max_pixels: int = setting("result", 100_000_000, "largest picture that is decoded", ge=1)
@@ -136,10 +148,11 @@ class AnnotateSettings(Settings):
 
     @field_validator("people")
     @classmethod
-    def _check_people(cls, people: str) -> str:
-        if people in ("whole-image", "boxes") or people.startswith("detector:"):
-            return people
-        raise ValueError("choose whole-image, boxes or detector:FILE.onnx")
+    def _check_people(cls, people: str | None) -> str | None:
+        try:
+            return people if people is None else check_name(people)
+        except LocatorError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("partition")
     @classmethod
@@ -151,8 +164,10 @@ class AnnotateSettings(Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.boxes and self.people != "boxes":
+        if self.boxes and self.people not in (None, "boxes"):
             raise ValueError("--boxes goes with --people boxes")
+        if self.person_threshold is not None and self.people in ("boxes", "whole-image"):
+            raise ValueError(f"--person-threshold does not go with --people {self.people}")
         return self
 
     @property
@@ -161,7 +176,7 @@ class AnnotateSettings(Settings):
         index, _, count = self.partition.partition("/")
         return int(index) - 1, int(count)
 
-    def fingerprint_fields(self, **content: str | None) -> dict[str, Any]:
+    def fingerprint_fields(self, **content: str | float | None) -> dict[str, Any]:
         """Settings of kind result and plan, with files replaced by what is in them (`content`)."""
         kinds = self.kinds()
         values = {name: value for name, value in self.model_dump().items() if kinds[name] != "run"}

@@ -2,7 +2,7 @@
 
 A child of the prepare actor (see `pipeline.guard`), started as `python -m pipeline.decoder FD
 LIFELINE`. Whatever an input does to it (crash, hang, memory) hits this process alone. It imports
-neither Ray nor torch.
+no Ray, and torch only where a person-net finds people.
 """
 
 from __future__ import annotations

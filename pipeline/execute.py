@@ -29,6 +29,7 @@ from pipeline import cluster
 from pipeline.annotate import ExecutorInputs
 from pipeline.errors import InputError, PosemillError
 from pipeline.manifest import ShardRef, open_file, read_shard
+from pipeline.poses import estimate_rows
 from pipeline.progress import Reporter
 from pipeline.rows import annotation_rows, crops_table, failure_rows
 from pipeline.stages import (
@@ -39,7 +40,6 @@ from pipeline.stages import (
     PrepareStage,
     Summary,
     commit,
-    estimate_rows,
 )
 from pipeline.storage import Output
 from pipeline.units import Unit
@@ -122,7 +122,10 @@ class Executor:
         for ref in shards:
             units = read_shard(open_file(self.inputs.output, ref.file), ref.row_group)
             results = [
-                task.remote(self.decoder, self.estimator, self.inputs.output, unit)
+                task.remote(
+                    *(self.decoder, self.estimator, self.inputs.output, self.inputs.same_person),
+                    unit,
+                )
                 for unit in units
             ]
             pairs = zip(units, results, strict=True)
@@ -149,7 +152,8 @@ class Executor:
         graph = _stage(
             graph, PrepareStage, (self.decoder, i.output, layout.decoders), layout.prepare
         )
-        graph = _stage(graph, EstimateStage, (self.estimator, layout.threads), layout.estimate)
+        estimator = self.estimator, layout.threads, i.same_person
+        graph = _stage(graph, EstimateStage, estimator, layout.estimate)
         return _stage(graph, CommitStage, (i.output, i.metadata, final), layout.commit)
 
 
@@ -191,8 +195,10 @@ def _configure_ray_data() -> None:
 
 
 @ray.remote(max_retries=_TASK_RETRIES)
-def _annotate_unit(decoder: Any, estimator: Any, output: Output, unit: Unit) -> pa.Table:
+def _annotate_unit(
+    decoder: Any, estimator: Any, output: Output, same_person: float | None, unit: Unit
+) -> pa.Table:
     """A unit alone, in a process of its own."""
     with closing(Prepare(decoder, output, 1)) as prepare:
         crops = prepare.units([unit])
-    return estimate_rows(estimator.build(), crops)
+    return estimate_rows(estimator.build(), crops, same_person)

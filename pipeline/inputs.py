@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
 from pipeline.storage import (
@@ -153,6 +154,23 @@ def _from_list(name: str, options: StorageOptions) -> Iterator[Input]:
             yield Input(uri, kind_of(uri), boxes=boxes)
     else:
         yield from (_listed(uri, name) for uri in table["uri"])
+
+
+def has_boxes(name: str, options: StorageOptions) -> bool:
+    """Whether an input is a list with the columns of boxes; only its head is read."""
+    if not name.lower().endswith((".csv", ".parquet")):
+        return False
+    fs = open_filesystem(name, options)
+    try:
+        entry = _entry(fs, path_of(name))
+        if entry is None or entry["type"] == "directory":
+            return False
+        with fs.open(path_of(name), "rb") as file:
+            csv = name.lower().endswith(".csv")
+            head = pd.read_csv(file, nrows=0).columns if csv else pq.read_schema(file).names
+    except (*STORAGE_ERRORS, ValueError) as error:
+        raise UsageError(f"cannot read table {name!r}: {error}") from error
+    return set(_BOX_COLUMNS) <= set(head)
 
 
 def _lines(name: str, options: StorageOptions) -> Iterator[str]:

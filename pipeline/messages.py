@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpm_core.locators import LocatorSpec
+from cpm_core.whole_image import WIDE
 from pipeline.storage import StorageOptions
 
 OUT_OF_MEMORY = 77
@@ -16,21 +18,27 @@ OUT_OF_MEMORY = 77
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """All that a decoder process needs to know. `detector` holds an ONNX file's bytes."""
+    """All that a decoder process needs to know."""
 
     storage: StorageOptions
     crop_size: int
     box_factor: float
     scales: tuple[float, ...]
-    people: str
-    detector_threshold: float
+    people: LocatorSpec
     max_people: int
     max_pixels: int
     max_bytes: int
     max_seconds: float
     max_memory: int
     fps: float | None
-    detector: bytes | None = field(default=None, repr=False)
+
+    @property
+    def view_shape(self) -> tuple[int, int, int, int]:
+        """(V, S, S, 3), what is cut for a person: V crops, or one wide view of the picture."""
+        if self.people.kind == "whole-image":
+            side = WIDE * self.crop_size
+            return 1, side, side, 3
+        return len(self.scales), self.crop_size, self.crop_size, 3
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
+from cpm_core.locators import Kind, LocatorSpec
 from pipeline.errors import InputError
 from pipeline.guard import Decoder
 from pipeline.inputs import Input
@@ -59,11 +60,11 @@ class ShardRule:
         return max(1, min(self.largest, CROP_BYTES_PER_SHARD // (people * self.crop_bytes)))
 
 
-def people_expected(people: str) -> int | None:
+def people_expected(kind: Kind) -> int | None:
     """How many people to expect per frame, for the size of shards; None where boxes are given."""
-    if people == "boxes":
+    if kind == "boxes":
         return None
-    return 1 if people == "whole-image" else _UNKNOWN_PEOPLE
+    return 1 if kind == "whole-image" else _UNKNOWN_PEOPLE
 
 
 @dataclass
@@ -159,8 +160,8 @@ class _Prober:
     def __init__(self, config: DecoderConfig, rule: ShardRule) -> None:
         self.rule = rule
         self.decoders: SimpleQueue[Decoder] = SimpleQueue()
-        # Nobody is located here: a detector would only take time and memory to load.
-        plain = replace(config, people="whole-image", detector=None)
+        # Nobody is located here: a locator would only take time and memory to load.
+        plain = replace(config, people=LocatorSpec("boxes"))
         self.all = [Decoder(plain) for _ in range(2)]
         for decoder in self.all:
             self.decoders.put(decoder)

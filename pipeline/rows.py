@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cpm_core.locators import FOUND
+from cpm_core.poses import person_score
 from pipeline import schema
 from pipeline.errors import InputError
 from pipeline.messages import FrameResult
@@ -117,11 +119,34 @@ def crops_of(table: pa.Table, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return data.reshape(-1, *shape)
 
 
+def people_of(table: pa.Table) -> pa.Table:
+    """The rows with a person, without their crops: to filter those would copy them."""
+    rows = table.drop_columns("crop") if "crop" in table.column_names else table
+    return rows.filter(rows["person_index"].is_valid())
+
+
 def boxes_of(table: pa.Table) -> NDArray[np.float64]:
     """Boxes (N, 4) of the rows with a person."""
-    people = table.filter(table["person_index"].is_valid())
-    flat = people["box"].combine_chunks().flatten()
+    flat = people_of(table)["box"].combine_chunks().flatten()
     return np.asarray(flat, np.float64).reshape(-1, 4)
+
+
+def with_boxes(table: pa.Table, boxes: NDArray[np.float64]) -> pa.Table:
+    """The same rows with other boxes (N, 4) for the people."""
+    people = np.asarray(table["person_index"].is_valid())
+    place = table.column_names.index("box")
+    column = _spread(boxes.astype(np.float32), people)
+    return table.set_column(place, table.schema.field(place), column)
+
+
+def keypoints_of(rows: pa.Table, num_keypoints: int) -> NDArray[np.float32]:
+    """x, y and score (R, K, 3) of all annotation rows, 0 where there is nobody."""
+    people = np.asarray(rows["person_index"].is_valid())
+    result = np.zeros((rows.num_rows, num_keypoints, 3), np.float32)
+    for i, name in enumerate(schema.KEYPOINT_COLUMNS):
+        flat = people_of(rows)[name].combine_chunks().flatten()
+        result[people, :, i] = np.asarray(flat).reshape(-1, num_keypoints)
+    return result
 
 
 def annotation_rows(
@@ -136,8 +161,8 @@ def annotation_rows(
         columns[name] = _spread(keypoints[..., i], people)
     sources = np.asarray(table["box_source"].to_numpy(zero_copy_only=False))
     box_scores = table["box_score"].to_numpy(zero_copy_only=False)[people]
-    measured = sources[people] == "detector"
-    score = np.where(measured, box_scores, 1.0) * keypoints[..., 2].mean(axis=1)
+    found = np.isin(sources[people], FOUND)
+    score = person_score(keypoints[..., 2], np.where(found, box_scores, 1.0))
     full = np.zeros(len(people), np.float32)
     full[people] = score
     columns["score"] = pa.array(full, mask=~people)

@@ -26,15 +26,8 @@ from pipeline.fetch import fetch
 from pipeline.guard import Decoder
 from pipeline.manifest import ShardRef, open_file, read_shard
 from pipeline.messages import DecoderConfig
-from pipeline.rows import (
-    UnitRows,
-    annotation_rows,
-    boxes_of,
-    crops_of,
-    crops_table,
-    pack,
-    unpack,
-)
+from pipeline.poses import estimate_rows
+from pipeline.rows import UnitRows, crops_table, pack, unpack
 from pipeline.storage import Output, protocol_of
 from pipeline.units import Unit
 
@@ -159,23 +152,6 @@ class Prepare:
         return read_shard(self._manifest[1], ref.row_group)
 
 
-def estimate_rows(estimator: Estimator, table: pa.Table) -> pa.Table:
-    """Annotation rows from rows with crops."""
-    cropper = estimator.cropper
-    crops = crops_of(table, (len(cropper.scales), cropper.size, cropper.size, 3))
-    keypoints = estimator.estimate_crops(crops)
-    # Without the crops: to filter them would copy them.
-    rows = table.drop_columns("crop")
-    people = rows.filter(rows["person_index"].is_valid())
-    sizes = zip(people["width"].to_pylist(), people["height"].to_pylist(), strict=True)
-    boxes = boxes_of(rows)
-    for n, (width, height) in enumerate(sizes):
-        keypoints[n : n + 1] = cropper.to_picture(
-            keypoints[n : n + 1], boxes[n : n + 1], width, height
-        )
-    return annotation_rows(table, keypoints, len(estimator.info.skeleton))
-
-
 class PrepareStage:
     """`Prepare` as Ray Data calls it."""
 
@@ -195,10 +171,11 @@ class PrepareStage:
 class EstimateStage:
     """The network as Ray Data calls it."""
 
-    def __init__(self, make: Any, threads: int) -> None:
+    def __init__(self, make: Any, threads: int, same_person: float | None) -> None:
         import ray
         import torch
 
+        self.same_person = same_person
         torch.set_num_threads(threads)
         self.estimator: Estimator = ray.get(make).build()
 
@@ -206,7 +183,7 @@ class EstimateStage:
         """shard, payload with crops, seconds -> shard, payload with keypoints, seconds."""
         started = time.monotonic()
         shard, table, seconds = _unrow(batch)
-        rows = estimate_rows(self.estimator, table)
+        rows = estimate_rows(self.estimator, table, self.same_person)
         return _row(shard, rows, seconds | {"estimate": time.monotonic() - started})
 
 

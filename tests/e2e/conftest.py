@@ -36,6 +36,12 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def tiny(tiny_weights: str) -> tuple[str, ...]:
+    """The flags of a quick run: tiny weights, and no search for people."""
+    return "--weights", tiny_weights, "--people", "whole-image"
+
+
 def draw_figure(seed: int, width: int = 96, height: int = 128) -> np.ndarray:
     """A stick figure on noise (H, W, 3)."""
     rng = np.random.default_rng(seed)

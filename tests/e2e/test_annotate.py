@@ -34,12 +34,12 @@ def assert_accounted(table: pa.Table, units: int) -> None:
 
 @pytest.mark.parametrize("place", ["local", "file", "s3"], indirect=True)
 def test_same_result_on_every_kind_of_storage(
-    place: str, photos: Path, posemill: Job, tiny_weights: str
+    place: str, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:
     """A folder goes in, a table comes out; the second start finds nothing to do."""
     fs = fsspec.filesystem("s3" if place.startswith("s3") else "file")
     fs.put(f"{photos}/", f"{path_of(place)}/in/", recursive=True)
-    command = ["annotate", f"{place}/in", f"{place}/out", "--weights", tiny_weights]
+    command = ["annotate", f"{place}/in", f"{place}/out", *tiny]
 
     first = posemill(*command)
     assert first.returncode == 0, first.stderr
@@ -61,7 +61,7 @@ def test_same_result_on_every_kind_of_storage(
 
 
 def test_bad_inputs_become_rows_and_lose_nothing_else(
-    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:
     """Each kind of bad file gets its code; its neighbours get their keypoints."""
     good = (photos / "figure-000.jpg").read_bytes()
@@ -78,7 +78,7 @@ def test_bad_inputs_become_rows_and_lose_nothing_else(
     (photos / "list.txt").write_text("\n".join(uris))
     out = str(tmp_path / "out")
 
-    result = posemill("annotate", str(photos / "list.txt"), out, "--weights", tiny_weights)
+    result = posemill("annotate", str(photos / "list.txt"), out, *tiny)
     assert result.returncode == 0, result.stderr
     table = read_table(out)
     assert_accounted(table, 45)
@@ -123,7 +123,7 @@ def test_given_boxes_and_keypoints_in_picture_pixels(
         assert all(abs(v - (y + h / 2)) <= side / 2 + 8 for v in row["y"])
 
 
-def test_video_frames_have_true_times(tmp_path: Path, posemill: Job, tiny_weights: str) -> None:
+def test_video_frames_have_true_times(tmp_path: Path, posemill: Job, tiny: tuple[str, ...]) -> None:
     """Every frame of a video has a row, with index, pts and seconds of the container."""
     import av
 
@@ -135,7 +135,7 @@ def test_video_frames_have_true_times(tmp_path: Path, posemill: Job, tiny_weight
             container.mux(stream.encode(av.VideoFrame.from_ndarray(draw_figure(i), "rgb24")))
         container.mux(stream.encode(None))
     out = str(tmp_path / "out")
-    result = posemill("annotate", str(path), out, "--weights", tiny_weights, "--shard-size", "16")
+    result = posemill("annotate", str(path), out, *tiny, "--shard-size", "16")
     assert result.returncode == 0, result.stderr
     table = read_table(out).sort_by("frame_index")
     assert table["frame_index"].to_pylist() == list(range(40))
@@ -145,11 +145,11 @@ def test_video_frames_have_true_times(tmp_path: Path, posemill: Job, tiny_weight
 
 
 def test_growing_input_is_continued(
-    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:
     """New files of a second start are appended; what is there stays as it is."""
     out = tmp_path / "out"
-    command = ["annotate", str(photos), str(out), "--weights", tiny_weights]
+    command = ["annotate", str(photos), str(out), *tiny]
     assert posemill(*command, "--limit", "25").returncode == 0
     assert_accounted(read_table(str(out)), 25)
     before = {p: p.stat().st_mtime_ns for p in (out / "annotations").rglob("*.parquet")}
@@ -171,7 +171,7 @@ def test_growing_input_is_continued(
         (["photos", "gs://bucket/out"], "only local folders and s3://"),
         (["photos", "out", "--weights", "cpm"], "posemill train --preset cpm"),
         (["photos", "out", "--people", "detector:none.onnx"], "none.onnx"),
-        (["photos", "out", "--people", "faces"], "whole-image, boxes or detector"),
+        (["photos", "out", "--people", "faces"], "person-net, boxes, whole-image or detector"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(
@@ -192,11 +192,11 @@ def test_wrong_settings_are_told_in_one_line(
 
 
 def test_other_settings_on_the_same_output_are_refused(
-    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:
     """A result setting that differs is named; a setting of the run is not compared."""
     out = str(tmp_path / "out")
-    command = ["annotate", str(photos), out, "--weights", tiny_weights]
+    command = ["annotate", str(photos), out, *tiny]
     assert posemill(*command, "--limit", "3").returncode == 0
     refused = posemill(*command, "--limit", "3", "--flip")
     assert refused.returncode == 2
@@ -204,11 +204,13 @@ def test_other_settings_on_the_same_output_are_refused(
     assert posemill(*command, "--limit", "3", "--threads", "1").returncode == 0
 
 
-def test_too_many_failures_stop_the_run(tmp_path: Path, posemill: Job, tiny_weights: str) -> None:
+def test_too_many_failures_stop_the_run(
+    tmp_path: Path, posemill: Job, tiny: tuple[str, ...]
+) -> None:
     """Wrong credentials or a wrong bucket end in one clear error, not in a table of failures."""
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join(f"gone-{i}.jpg" for i in range(300)))
-    result = posemill("annotate", str(listed), str(tmp_path / "out"), "--weights", tiny_weights)
+    result = posemill("annotate", str(listed), str(tmp_path / "out"), *tiny)
     assert result.returncode == 1
     assert "not_found" in result.stderr
     assert "--max-failures" in result.stderr
@@ -216,23 +218,23 @@ def test_too_many_failures_stop_the_run(tmp_path: Path, posemill: Job, tiny_weig
 
 @pytest.mark.parametrize("output", ["s3://no-such-bucket-here/out", "/proc/out", "FILE/out"])
 def test_output_that_cannot_be_written(
-    output: str, tmp_path: Path, photos: Path, bucket: str, posemill: Job, tiny_weights: str
+    output: str, tmp_path: Path, photos: Path, bucket: str, posemill: Job, tiny: tuple[str, ...]
 ) -> None:
     """One line that names the output, before anything is done."""
     (tmp_path / "file").write_text("in the way")
     output = output.replace("FILE", str(tmp_path / "file"))
-    result = posemill("annotate", str(photos), output, "--weights", tiny_weights)
+    result = posemill("annotate", str(photos), output, *tiny)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert output in result.stderr
 
 
 def test_dry_run_writes_nothing(
-    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+    tmp_path: Path, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:
     """It prints units, bytes and resources."""
     out = tmp_path / "out"
-    result = posemill("annotate", str(photos), str(out), "--weights", tiny_weights, "--dry-run")
+    result = posemill("annotate", str(photos), str(out), *tiny, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "40 units" in result.stderr
     assert "1 estimate" in result.stderr

@@ -11,13 +11,13 @@ from tests.e2e.test_annotate import assert_accounted, read_table
 
 
 def test_running_cluster(
-    head: dict[str, str], tmp_path: Path, photos: Path, tiny_weights: str
+    head: dict[str, str], tmp_path: Path, photos: Path, tiny: tuple[str, ...]
 ) -> None:
     """`--address` joins a cluster, and ships the code to it."""
     out = str(tmp_path / "out")
     command = [sys.executable, "-m", "jobs.cli", "annotate", str(photos), out]
     result = subprocess.run(
-        [*command, "--weights", tiny_weights, "--address", head["HEAD"]],
+        [*command, *tiny, "--address", head["HEAD"]],
         env=head,
         cwd=REPOSITORY,
         capture_output=True,
@@ -29,7 +29,7 @@ def test_running_cluster(
 
 
 def test_ray_job_submit(
-    head: dict[str, str], tmp_path: Path, photos: Path, tiny_weights: str
+    head: dict[str, str], tmp_path: Path, photos: Path, tiny: tuple[str, ...]
 ) -> None:
     """As the README says it."""
     out = str(tmp_path / "out")
@@ -45,7 +45,7 @@ def test_ray_job_submit(
             "jobs/annotate.py",
             str(photos),
             out,
-            f"--weights={tiny_weights}",
+            *tiny,
         ],
         env=head,
         cwd=REPOSITORY,
@@ -59,13 +59,13 @@ def test_ray_job_submit(
 
 
 def test_wrong_token_is_told(
-    head: dict[str, str], tmp_path: Path, photos: Path, tiny_weights: str
+    head: dict[str, str], tmp_path: Path, photos: Path, tiny: tuple[str, ...]
 ) -> None:
     """One line that says what to check."""
     (tmp_path / "token").write_text("b" * 64)
     command = [sys.executable, "-m", "jobs.cli", "annotate", str(photos), str(tmp_path / "out")]
     result = subprocess.run(
-        [*command, "--weights", tiny_weights, "--address", head["HEAD"]],
+        [*command, *tiny, "--address", head["HEAD"]],
         env=head | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
         cwd=REPOSITORY,
         capture_output=True,
@@ -76,7 +76,7 @@ def test_wrong_token_is_told(
     assert "token" in result.stderr.splitlines()[-1]
 
 
-def test_one_cpu_is_enough(tmp_path: Path, photos: Path, tiny_weights: str) -> None:
+def test_one_cpu_is_enough(tmp_path: Path, photos: Path, tiny: tuple[str, ...]) -> None:
     """A Ray of one CPU runs the whole graph."""
     script = (
         "import ray, sys\n"
@@ -86,7 +86,7 @@ def test_one_cpu_is_enough(tmp_path: Path, photos: Path, tiny_weights: str) -> N
     )
     out = str(tmp_path / "out")
     result = subprocess.run(
-        [sys.executable, "-c", script, "annotate", str(photos), out, "--weights", tiny_weights],
+        [sys.executable, "-c", script, "annotate", str(photos), out, *tiny],
         env=job_environment(),
         cwd=REPOSITORY,
         capture_output=True,

@@ -63,11 +63,11 @@ def wait_for_parts(output: Path, count: int, process: subprocess.Popen[str]) -> 
 
 
 def test_driver_killed_in_mid_run(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
 ) -> None:
     """kill -9 of the driver: rows == unique == planned after the same command."""
     out = tmp_path / "out"
-    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
+    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "4"]
     with running(command) as process:
         wait_for_parts(out, 3, process)
         process.kill()
@@ -84,11 +84,11 @@ def test_driver_killed_in_mid_run(
 
 
 def test_ctrl_c_says_how_to_continue(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
 ) -> None:
     """SIGINT to the process group, as a terminal sends it: a clean stop, then the rest."""
     out = tmp_path / "out"
-    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
+    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "4"]
     with running(command) as process:
         wait_for_parts(out, 2, process)
         os.killpg(process.pid, signal.SIGINT)
@@ -102,11 +102,11 @@ def test_ctrl_c_says_how_to_continue(
 
 
 def test_two_runs_on_one_output(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
 ) -> None:
     """The second one stops and names the first."""
     out = tmp_path / "out"
-    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "4"]
+    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "4"]
     with running(command) as process:
         wait_for_parts(out, 1, process)
         # Held still, so that it cannot finish before the second one looks.
@@ -117,11 +117,11 @@ def test_two_runs_on_one_output(
 
 
 def test_partitions_share_one_plan(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny_weights: str
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
 ) -> None:
     """Two drivers do half each; only the last one finds the table complete."""
     out = tmp_path / "out"
-    command = ["annotate", str(many), str(out), "--weights", tiny_weights, "--shard-size", "16"]
+    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "16"]
     assert posemill_alone(*command, "--partition", "1/2").returncode == 0
     assert 0 < read_table(str(out)).num_rows < UNITS
     assert not (out / "_SUCCESS").exists()
@@ -130,7 +130,7 @@ def test_partitions_share_one_plan(
     assert (out / "_SUCCESS").exists()
 
 
-def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny_weights: str) -> None:
+def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny: tuple[str, ...]) -> None:
     """The last resort after Ray lost a shard twice: every unit in a task of its own."""
     (many / "0001.jpg").write_bytes(b"not a picture")
     out = tmp_path / "out"
@@ -147,7 +147,7 @@ def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny_weight
         "    outcomes = list(executor.run_unit_by_unit(shards))\n"
         "assert [o.committed for o in outcomes] == [True], outcomes\n"
     )
-    command = [str(many), str(out), "--weights", tiny_weights, "--limit", "4"]
+    command = [str(many), str(out), *tiny, "--limit", "4"]
     result = subprocess.run(
         [sys.executable, "-c", script, *command],
         cwd=REPOSITORY,

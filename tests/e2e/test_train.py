@@ -60,7 +60,8 @@ def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, pose
     assert measured.returncode == 0, measured.stderr
     assert f"PCK over {PEOPLE} people" in measured.stdout
     annotated = posemill(
-        "annotate", str(photos), str(tmp_path / "out"), "--weights", weights, "--limit", "5"
+        *("annotate", str(photos), str(tmp_path / "out"), "--weights", weights, "--limit", "5"),
+        *("--people", "whole-image"),
     )
     assert annotated.returncode == 0, annotated.stderr
     metadata = json.loads(read_table(str(tmp_path / "out")).schema.metadata[b"posemill"])
@@ -96,7 +97,10 @@ def test_own_skeleton_from_given_weights(tmp_path: Path, photos: Path, posemill:
 
     out = str(tmp_path / "out")
     weights = str(run / "five.safetensors")
-    annotated = posemill("annotate", str(photos), out, "--weights", weights, "--limit", "5")
+    annotated = posemill(
+        *("annotate", str(photos), out, "--weights", weights, "--limit", "5"),
+        *("--people", "whole-image"),
+    )
     assert annotated.returncode == 0, annotated.stderr
     table = read_table(out)
     metadata = json.loads(table.schema.metadata[b"posemill"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pipeline.plan
+from cpm_core.locators import Kind, LocatorSpec
 from pipeline.errors import InputError
 from pipeline.inputs import Input
 from pipeline.manifest import Manifest, open_file, read_shard
@@ -31,8 +32,7 @@ def decoder_config(**values: Any) -> DecoderConfig:
         "crop_size": 64,
         "box_factor": 1.25,
         "scales": (1.0,),
-        "people": "whole-image",
-        "detector_threshold": 0.4,
+        "people": LocatorSpec("whole-image"),
         "max_people": 50,
         "max_pixels": 10**8,
         "max_bytes": 1 << 28,
@@ -191,10 +191,10 @@ def test_the_crops_of_a_range_of_a_video_fit_into_a_shard(rule: ShardRule, frame
 
 
 @pytest.mark.parametrize(
-    ("people", "count"), [("whole-image", 1), ("boxes", None), ("detector:x", 4)]
+    ("kind", "count"), [("whole-image", 1), ("boxes", None), ("detector", 4), ("person-net", 4)]
 )
-def test_people_are_expected(people: str, count: int | None) -> None:
-    assert people_expected(people) == count
+def test_people_are_expected(kind: Kind, count: int | None) -> None:
+    assert people_expected(kind) == count
 
 
 def test_one_row_group_is_one_shard(output: Output) -> None:
@@ -298,7 +298,7 @@ def test_a_dry_run_writes_nothing(output: Output) -> None:
     assert not Path(output.root).exists()
 
 
-def test_probing_needs_no_detector(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+def test_probing_needs_no_locator(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
     made: list[DecoderConfig] = []
 
     class Noted(FakeDecoder):
@@ -306,6 +306,6 @@ def test_probing_needs_no_detector(monkeypatch: pytest.MonkeyPatch, output: Outp
             made.append(config)
 
     monkeypatch.setattr(pipeline.plan, "Decoder", Noted)
-    config = decoder_config(people="detector:x.onnx", detector=b"onnx", fps=3.0)
+    config = decoder_config(people=LocatorSpec("detector", 0.4, "sha", b"onnx"), fps=3.0)
     plan([], Manifest.load(output), set(), config, RULE, output, None, lambda _: None)
-    assert [(c.people, c.detector, c.fps) for c in made] == [("whole-image", None, 3.0)] * 2
+    assert [(c.people, c.fps) for c in made] == [(LocatorSpec("boxes"), 3.0)] * 2

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cpm_core.locators import LocatorSpec
 from pipeline.messages import FrameResult
 from pipeline.units import GivenBox, Unit
 from pipeline.worker import UnitWorker
@@ -16,6 +17,7 @@ from tests.pipeline.test_plan import decoder_config
 from tests.pipeline.videos import write_video
 
 WIDTH, HEIGHT = 60, 40
+BOXES = LocatorSpec("boxes")
 
 
 @pytest.fixture
@@ -29,17 +31,18 @@ def results(unit: Unit, **config: Any) -> list[tuple[FrameResult, Any]]:
     return list(UnitWorker(decoder_config(**config)).frames(unit, None))
 
 
-def test_without_a_locator_the_picture_is_the_person(picture: str) -> None:
+def test_the_whole_picture_is_sent_as_one_wide_view(picture: str) -> None:
     [(result, crops)] = results(Unit(0, 0, picture, "image"), scales=(0.7, 1.0, 1.3))
     assert (result.width, result.height, result.source) == (WIDTH, HEIGHT, "whole-image")
     assert result.boxes.tolist() == [[0, 0, WIDTH, HEIGHT]]
-    assert crops.shape == (1, 3, 64, 64, 3)
+    assert crops.shape == (1, *decoder_config(scales=(0.7, 1.0, 1.3)).view_shape)
+    assert crops.shape == (1, 1, 128, 128, 3)
 
 
 def test_given_boxes_come_best_first_and_at_most_so_many(picture: str) -> None:
     boxes = tuple(GivenBox(i, 0, 10, 10, score) for i, score in enumerate([0.2, 0.9, 0.5]))
     [(result, crops)] = results(
-        Unit(0, 0, picture, "image", boxes=boxes), people="boxes", max_people=2
+        Unit(0, 0, picture, "image", boxes=boxes), people=BOXES, max_people=2
     )
     assert result.boxes[:, 0].tolist() == [1, 2]
     assert result.scores.tolist() == [0.9, 0.5]
@@ -75,7 +78,7 @@ GOOD = GivenBox(5, 5, 20, 20)
 def test_unusable_boxes_are_left_out_with_the_reason(
     picture: str, boxes: tuple[GivenBox, ...] | None, people: int, problem: str | None
 ) -> None:
-    [(result, crops)] = results(Unit(0, 0, picture, "image", boxes=boxes), people="boxes")
+    [(result, crops)] = results(Unit(0, 0, picture, "image", boxes=boxes), people=BOXES)
     assert len(result.boxes) == len(result.scores) == len(crops) == people
     assert (result.box_error is None) == (problem is None)
     assert problem is None or problem in str(result.box_error)
@@ -85,7 +88,7 @@ def test_boxes_of_a_video_are_those_of_the_frame(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", frames=3)
     boxes = (GivenBox(1, 1, 9, 9, 1.0, 2), GivenBox(2, 2, 9, 9), GivenBox(3, 3, 9, 9, 1.0, 0))
     unit = Unit(0, 0, str(path), "video", start_pts=0, start_frame=0, frames=3, boxes=boxes)
-    found = [result.boxes[:, 0].tolist() for result, _ in results(unit, people="boxes")]
+    found = [result.boxes[:, 0].tolist() for result, _ in results(unit, people=BOXES)]
     assert found == [[2, 3], [2], [1, 2]]
 
 

@@ -1,0 +1,80 @@
+"""Locators by name: what `--people` chooses, made where it is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from cpm_core.errors import LocatorError
+from cpm_core.people import Locator, WholeImage, YoloxDetector
+
+Kind = Literal["person-net", "boxes", "whole-image", "detector"]
+FOUND: tuple[Kind, ...] = ("person-net", "detector")
+"""Locators whose boxes have a score that was measured."""
+
+CHOICES = "person-net, boxes, whole-image or detector:FILE.onnx"
+
+
+@dataclass(frozen=True)
+class LocatorSpec:
+    """All that a process needs to make a locator; `model` holds an ONNX file's bytes.
+
+    `sha256` is of the file that finds people, if there is one, and `threshold` the score from which
+    a box counts.
+    """
+
+    kind: Kind
+    threshold: float | None = None
+    sha256: str | None = None
+    model: bytes | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """What it means for a result: a model is its content, not its path."""
+        return self.kind if self.sha256 is None else f"{self.kind}:{self.sha256}"
+
+    def build(self, device: str = "cpu", threads: int = 1) -> Locator | None:
+        """The locator; None where boxes are given. Raises CpmError.
+
+        `device` is where a person-net runs; a detector runs on the CPU.
+        """
+        if self.kind == "boxes":
+            return None
+        if self.kind == "whole-image":
+            return WholeImage()
+        if self.kind == "detector":
+            assert self.model is not None
+            return YoloxDetector(self.model, self.threshold, threads=threads)
+        # Only this one needs torch, which takes seconds to import.
+        from cpm_core.person_net import PersonNetLocator
+
+        return PersonNetLocator(threshold=self.threshold, device=device, threads=threads)
+
+
+def check_name(people: str) -> str:
+    """`people` if it names a locator. Raises LocatorError."""
+    kind, _, file = people.partition(":")
+    if people in set(get_args(Kind)) - {"detector"} or (kind == "detector" and file):
+        return people
+    raise LocatorError(f"choose {CHOICES}")
+
+
+def read_locator(people: str, threshold: float | None = None) -> LocatorSpec:
+    """The locator that `people` names, loaded once to see that it works. Raises CpmError.
+
+    `threshold` defaults to the locator's own.
+    """
+    kind, _, file = check_name(people).partition(":")
+    if kind == "detector":
+        detector = YoloxDetector(file, threshold)
+        content = Path(file).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        return LocatorSpec("detector", detector.threshold, digest, content)
+    if kind == "person-net":
+        from cpm_core.person_net import PersonNetLocator
+
+        net = PersonNetLocator(threshold=threshold)
+        return LocatorSpec("person-net", net.threshold, net.sha256)
+    return LocatorSpec("boxes" if kind == "boxes" else "whole-image")
