@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpm_core.errors import LocatorError
-from cpm_core.geometry import FILL
+from cpm_core.geometry import letterbox
 from cpm_core.lite import fold_batch_norm
 from cpm_core.people import People, Picture
 from cpm_core.person_net.targets import peaks
@@ -64,7 +64,7 @@ class PersonNetLocator:
         found: list[People] = []
         for start in range(0, len(pictures), _BATCH):
             part = pictures[start : start + _BATCH]
-            inputs = [letterbox(picture, self.size) for picture in part]
+            inputs = [boxed(picture, self.size) for picture in part]
             boxes_and_scores = self._peaks(np.stack([image for image, _ in inputs]))
             for picture, (_, ratio), (boxes, scores) in zip(
                 part, inputs, boxes_and_scores, strict=True
@@ -76,7 +76,7 @@ class PersonNetLocator:
     @torch.inference_mode()
     def belief(self, picture: Picture) -> tuple[Picture, NDArray[np.float32]]:
         """The network's input (S, S, 3), and its belief in centres (T, S / 8, S / 8) by stage."""
-        image, _ = letterbox(picture, self.size)
+        image, _ = boxed(picture, self.size)
         maps = self._maps(image[None])
         return image, torch.stack([m[0, 0].float().sigmoid() for m in maps]).cpu().numpy()
 
@@ -93,20 +93,13 @@ class PersonNetLocator:
         return maps
 
 
-def letterbox(picture: Picture, size: int) -> tuple[Picture, NDArray[np.float64]]:
-    """The picture at the top left of a square of side `size`, the rest 128, and (2,) how much
-    larger x and y are in it than in the picture."""
+def boxed(picture: Picture, size: int) -> tuple[Picture, NDArray[np.float64]]:
+    """`letterbox` of what is a picture. Raises ValueError for anything else."""
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise ValueError(
             f"expected an RGB picture (H, W, 3) of uint8, got {picture.dtype} {picture.shape}"
         )
-    height, width = picture.shape[:2]
-    scale = size / max(height, width)
-    w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas = np.full((size, size, 3), FILL, np.uint8)
-    canvas[:h, :w] = cv2.resize(picture, (w, h), interpolation=interpolation)
-    return canvas, np.array([w / width, h / height])
+    return letterbox(picture, size)
 
 
 def people(

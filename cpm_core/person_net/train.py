@@ -87,6 +87,9 @@ def train(options: argparse.Namespace) -> None:
     if checkpoint.is_file():
         resume(fit, checkpoint)
     best = best_recall(run / "best.safetensors")
+    if fit.step_number >= fit.plan.steps:
+        log.info("all %d steps are done; measuring again", fit.plan.steps)
+        export(fit, options, tuning, best)
     first, started = fit.step_number, time.monotonic()
     losses: dict[str, float] = {}
     while fit.step_number < fit.plan.steps:

@@ -6,7 +6,7 @@ import torch
 from cpm_core.errors import LocatorError
 from cpm_core.person_net import PersonNetLocator
 from cpm_core.person_net.config import SIZE_UNIT, PersonNetConfig
-from cpm_core.person_net.locate import letterbox, people
+from cpm_core.person_net.locate import boxed, people
 from cpm_core.person_net.losses import TargetMaps, box_loss, centre_loss, giou
 from cpm_core.person_net.net import MAPS, PersonNet
 from cpm_core.person_net.targets import encode, peaks
@@ -76,7 +76,7 @@ def test_any_place_in_the_input_survives_the_maps(side):
 def test_boxes_come_back_through_the_letterbox(height, width):
     """The picture is at the top left of the square; rounding of its size moves nothing."""
     picture = np.zeros((height, width, 3), np.uint8)
-    image, ratio = letterbox(picture, 128)
+    image, ratio = boxed(picture, 128)
     assert image.shape == (128, 128, 3)
     box = np.array([0.1 * width, 0.2 * height, 0.5 * width, 0.7 * height])
     inner = box * np.tile(ratio, 2)
@@ -88,7 +88,7 @@ def test_boxes_come_back_through_the_letterbox(height, width):
 
 def test_the_letterbox_shows_the_picture_and_fills_the_rest():
     picture = np.full((60, 120, 3), (10, 20, 30), np.uint8)
-    image, ratio = letterbox(picture, 64)
+    image, ratio = boxed(picture, 64)
     np.testing.assert_allclose(ratio, [64 / 120, 32 / 60])
     assert (image[:32] == (10, 20, 30)).all()
     assert (image[32:] == 128).all()
@@ -106,7 +106,7 @@ def test_the_letterbox_shows_the_picture_and_fills_the_rest():
 )
 def test_other_pictures_are_refused(picture):
     with pytest.raises(ValueError, match="expected an RGB picture"):
-        letterbox(picture, 64)
+        boxed(picture, 64)
 
 
 def test_boxes_are_cut_to_the_picture_and_overlaps_suppressed():

@@ -142,6 +142,9 @@ def test_a_run_leaves_weights_and_goes_on(sources, tmp_path, caplog):
     assert train.main([*sources, "--steps", "3"]) == 0
     assert "going on after step 2" in caplog.text
     assert PersonNetLocator(run / "last.safetensors").info.metrics["steps"] == 3
+    (run / "last.safetensors").unlink()
+    assert train.main([*sources, "--steps", "3"]) == 0
+    assert PersonNetLocator(run / "last.safetensors").info.metrics["steps"] == 3
 
 
 @pytest.mark.parametrize(
