@@ -15,6 +15,7 @@ from torch import Tensor
 from cpm_core.crops import Cropper
 from cpm_core.decode import Refinement, decode, flip_back, resample
 from cpm_core.errors import ConfigError
+from cpm_core.fused import can_fuse, fuse
 from cpm_core.lite import fold_batch_norm
 from cpm_core.weights import Weights, load_weights
 
@@ -26,7 +27,8 @@ RELEASE_SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 """The scales at which the original release looks at every person."""
 
 _GPU_BATCHES = (64, 32, 16, 8, 4, 2, 1)
-_CPU_BATCH = 8
+_CPU_BATCH = 4
+"""`cpm-lite` on four crops stays within a CPU's cache; eight are slower per crop."""
 
 
 def load(
@@ -78,7 +80,9 @@ class Estimator:
         self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
         self.largest_batch = _GPU_BATCHES[0] if self.device.type == "cuda" else _CPU_BATCH
         model = fold_batch_norm(weights.model()).to(self.device)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = self.device.type == "cpu" and not self.bf16 and can_fuse()
+        self.model = fuse(model) if fused else model
 
     def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).

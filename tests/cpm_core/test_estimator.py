@@ -203,6 +203,7 @@ def test_what_an_estimator_says_about_itself(finder, dots_file):
 
 def test_out_of_memory_halves_the_batch_and_goes_on(finder, dots_picture, monkeypatch, caplog):
     estimator = finder()
+    estimator.largest_batch = 8
     crops = np.stack([dots_picture((22 + i, 20), (40, 50))[None] for i in range(20)])
     expected = estimator.estimate_crops(crops)
     sizes, run = [], estimator._run
