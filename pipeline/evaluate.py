@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import model_validator
 
+from cpm_core.estimator import Estimator
+from cpm_core.finder import PoseFinder
+from cpm_core.poses import SAME_PERSON
 from cpm_core.skeleton import load_skeleton
 from pipeline.config import setting
 from pipeline.errors import UsageError
@@ -16,15 +20,18 @@ from pipeline.evaluation.annotations import compare_annotations
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.figures import Metric, measure
 from pipeline.evaluation.mat import compare_mat
+from pipeline.evaluation.pictures import find_in_pictures
 from pipeline.evaluation.report import check_matplotlib, plot, table
 from pipeline.evaluation.weights import estimate_samples
+from pipeline.people import locator_of, same_person_of
 from pipeline.settings import Settings, flag_of
 from pipeline.storage import StorageOptions
 from pipeline.weights import estimator
 
 DEFAULT_WEIGHTS = "cpm-lite"
 _PLOTS = (".png", ".svg", ".pdf")
-_ONLY_WEIGHTS = ("weights", "precision", "device", "flip", "scales")
+_ONLY_PEOPLE = ("person_threshold", "same_person")
+_ONLY_WEIGHTS = ("weights", "people", *_ONLY_PEOPLE, "precision", "device", "flip", "scales")
 _ONLY_SAMPLES = (*_ONLY_WEIGHTS, "samples", "split", "annotations")
 
 
@@ -32,6 +39,7 @@ class EvaluateSettings(Settings):
     """Measure predictions by their labels. One of:
 
     posemill evaluate --samples val.parquet --weights cpm-lite
+    posemill evaluate --samples val.parquet --weights cpm-lite --people person-net
     posemill evaluate --annotations OUT --samples labels.parquet
     posemill evaluate --predictions prediction.mat --labels joints.mat
     """
@@ -40,6 +48,22 @@ class EvaluateSettings(Settings):
     split: str | None = setting("run", None, "only this split of it (default: all)")
     weights: str | None = setting(
         "run", None, "shipped weights or a .safetensors file (default: cpm-lite)"
+    )
+    people: str | None = setting(
+        "run",
+        None,
+        "find people in the whole pictures: person-net, whole-image or detector:FILE.onnx "
+        "(default: everybody at the box of the table)",
+    )
+    person_threshold: float | None = setting(
+        "run", None, "least score of a found person (default: the locator's own)", ge=0.01, lt=1
+    )
+    same_person: float | None = setting(
+        "run",
+        None,
+        f"OKS from which two poses are one person found twice; 1: never (default: {SAME_PERSON})",
+        ge=0.1,
+        le=1,
     )
     annotations: str | None = setting("run", None, "output of posemill annotate: folder or s3://")
     predictions: str | None = setting("run", None, ".mat file with points (14, 2, N), LSP order")
@@ -76,11 +100,16 @@ class EvaluateSettings(Settings):
             )
         elif self.annotations is not None:
             self._refuse(_ONLY_WEIGHTS, "--annotations")
+        if self.people is None:
+            self._refuse(_ONLY_PEOPLE, "the table's boxes; give --people")
+        elif self.people == "boxes":
+            raise ValueError("--people boxes: without --people the table's boxes are taken")
         if self.plot is not None and not self.plot.endswith(_PLOTS):
             raise ValueError(f"--plot {self.plot}: use a name with {', '.join(_PLOTS)}")
-        if self.threshold is not None and set(self.metric) == {"oks"}:
+        only_oks = set(self.metric) == {"oks"} or (self.people is not None and not self.metric)
+        if self.threshold is not None and only_oks:
             raise ValueError("--threshold is one of PCK; --metric oks has none")
-        if self.plot is not None and set(self.metric) == {"oks"}:
+        if self.plot is not None and only_oks:
             raise ValueError("--plot draws curves of PCK; --metric oks has none")
         return self
 
@@ -88,7 +117,7 @@ class EvaluateSettings(Settings):
         for name in names:
             # What has no effect is refused even where it is the default.
             if name in self.model_fields_set and getattr(self, name) is not None:
-                raise ValueError(f"{flag_of(name)} does not go with {given}: one input at a time")
+                raise ValueError(f"{flag_of(name)} does not go with {given}")
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -127,8 +156,21 @@ def _compare(settings: EvaluateSettings) -> tuple[Comparison, tuple[Metric, ...]
     network = estimator(
         weights, options, settings.device, settings.precision, settings.flip, settings.scales
     )
+    if settings.people is not None:
+        finder = _finder(settings, network)
+        compared = find_in_pictures(settings.samples, split, weights, finder, options)
+        return compared, ("oks",)
     compared = estimate_samples(settings.samples, split, weights, network, options)
     return compared, ("pck_lspet", *_pckh(compared))
+
+
+def _finder(settings: EvaluateSettings, network: Estimator) -> PoseFinder:
+    """What `posemill annotate` would do with a picture."""
+    assert settings.people is not None
+    spec = locator_of(settings.people, settings.person_threshold)
+    locator = spec.build(str(network.device), torch.get_num_threads())
+    assert locator is not None
+    return PoseFinder(locator, network, same_person_of(spec, settings.same_person))
 
 
 def _pckh(compared: Comparison) -> tuple[Metric, ...]:
@@ -143,7 +185,8 @@ def _input(settings: EvaluateSettings) -> dict[str, Any]:
     if settings.annotations is not None or settings.predictions is not None:
         given = settings.model_dump(include=names)
     else:
-        given = settings.model_dump(include=names | {"weights", "precision", "flip", "scales"})
+        used = {"weights", "people", *_ONLY_PEOPLE, "precision", "flip", "scales"}
+        given = settings.model_dump(include=names | used)
         given["weights"] = settings.weights or DEFAULT_WEIGHTS
     return {name: value for name, value in given.items() if value}
 

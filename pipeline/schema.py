@@ -93,6 +93,15 @@ MANIFEST = pa.schema(
 """One row per unit, one row group per shard; `pipeline.units.Unit` says what the columns mean."""
 
 
+_IGNORED = pa.struct(
+    [
+        pa.field("box", pa.list_(pa.float32(), 4)),
+        pa.field("area", pa.float32()),
+        pa.field("crowd", pa.bool_()),
+    ]
+)
+
+
 def samples_table(num_keypoints: int) -> pa.Schema:
     """Training samples, one per labelled person; docs/samples.md tells more.
 
@@ -107,7 +116,9 @@ def samples_table(num_keypoints: int) -> pa.Schema:
     - `others`: the other people of the picture, as far as they are labelled;
     - `group`: pictures with the same number are near-duplicates; null where not looked for;
     - `head_size`: PCKh's unit in pixels, 0.6 of the diagonal of MPII's head box;
-    - `area`: COCO's, of the person's outline, in square pixels.
+    - `area`: COCO's, of the person's outline, in square pixels;
+    - `ignored`: people of the picture who are no samples, as nobody labelled a joint of theirs, and
+      crowds: an evaluation passes over what is found there.
     """
     floats = pa.list_(pa.float32(), num_keypoints)
     flags = pa.list_(pa.bool_(), num_keypoints)
@@ -129,5 +140,6 @@ def samples_table(num_keypoints: int) -> pa.Schema:
             pa.field("group", pa.int64()),
             pa.field("head_size", pa.float32()),
             pa.field("area", pa.float32()),
+            pa.field("ignored", pa.list_(_IGNORED)),
         ]
     )

@@ -15,6 +15,7 @@ from cpm_core.metrics.pck import (
 )
 from cpm_core.metrics.rows import joint_rows
 from cpm_core.metrics.similarity import (
+    IgnoredPeople,
     LabelledPeople,
     PredictedPeople,
     average_precision,
@@ -24,6 +25,7 @@ from cpm_core.metrics.similarity import (
 
 __all__ = [
     "Curve",
+    "IgnoredPeople",
     "JointErrors",
     "LabelledPeople",
     "Pck",

@@ -42,6 +42,20 @@ class LabelledPeople:
 
 
 @dataclass(frozen=True)
+class IgnoredPeople:
+    """N people who are there but not labelled: `picture` (N,), `box` (N, 4), `area` (N,), and which
+    (N,) are a `crowd`. Who is found at one is no false positive; at a crowd, several may be."""
+
+    picture: NDArray[np.int64]
+    box: NDArray[np.float64]
+    area: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+
+@dataclass(frozen=True)
 class PredictedPeople:
     """M people: index of their `picture` (M,), `keypoints` (M, K, 2) and `score` (M,)."""
 
@@ -75,7 +89,10 @@ def oks(
 
 
 def average_precision(
-    predicted: PredictedPeople, labels: LabelledPeople, sigmas: ArrayLike
+    predicted: PredictedPeople,
+    labels: LabelledPeople,
+    sigmas: ArrayLike,
+    ignored: IgnoredPeople | None = None,
 ) -> dict[str, float]:
     """COCO's figures in percent: AP, AP50, AP75, AP_medium, AP_large, AR; NaN where undefined.
 
@@ -88,11 +105,13 @@ def average_precision(
     if not labels.labelled.any():
         return dict.fromkeys(_FIGURES, float("nan"))
     pictures = np.union1d(labels.picture, predicted.picture)
+    if ignored is not None:
+        pictures = np.union1d(pictures, ignored.picture)
     truth = COCO(
         {
             "images": [{"id": int(i) + 1} for i in pictures],
             "categories": [{"id": _CATEGORY, "name": "person"}],
-            "annotations": _truth(labels),
+            "annotations": _truth(labels) + _ignored(ignored, labels),
         }
     )
     found = truth.loadRes(_found(predicted))
@@ -121,6 +140,26 @@ def _truth(people: LabelledPeople) -> list[dict[str, Any]]:
             "area": float(people.area[i]),
         }
         for i, row in enumerate(rows)
+    ]
+
+
+def _ignored(people: IgnoredPeople | None, labels: LabelledPeople) -> list[dict[str, Any]]:
+    """COCO's annotations of people without keypoints, which it passes over."""
+    if people is None:
+        return []
+    count, joints = len(labels.picture), labels.keypoints.shape[1]
+    return [
+        {
+            "id": count + i + 1,
+            "image_id": int(people.picture[i]) + 1,
+            "category_id": _CATEGORY,
+            "iscrowd": int(people.crowd[i]),
+            "keypoints": [0] * 3 * joints,
+            "num_keypoints": 0,
+            "bbox": people.box[i].tolist(),
+            "area": float(people.area[i]),
+        }
+        for i in range(len(people))
     ]
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from cpm_core.metrics import LabelledPeople, PredictedPeople, oks
+from cpm_core.metrics import PredictedPeople
 from cpm_core.skeleton import Skeleton
 from pipeline.annotations import open_annotations
 from pipeline.errors import UsageError
@@ -22,11 +22,12 @@ from pipeline.evaluation.comparison import (
     LABEL_COLUMNS,
     Comparison,
     by_name,
+    ignored_of,
     labels_of,
     no_samples,
     picture_key,
 )
-from pipeline.evaluation.matching import match
+from pipeline.evaluation.matching import assign
 from pipeline.samples import SampleTable
 from pipeline.storage import Output, StorageOptions, open_filesystem, path_of
 
@@ -72,7 +73,7 @@ def compare_annotations(
     kept = [i for i, place in enumerate(of_row) if place in annotated]
     labels, head_size = labels_of([rows[i] for i in kept], [of_row[i] for i in kept])
     found, joints, notes = _found(dataset, own, skeleton, places, (output, samples))
-    predicted = _assign(found, labels, skeleton, joints)
+    predicted = assign(found, labels, skeleton, joints)
     if left_out := len(set(of_row)) - len(annotated):
         notes += (f"{left_out} labelled pictures are not in {output}: left out",)
     alone = int(np.isnan(predicted).all(axis=(1, 2)).sum())
@@ -80,7 +81,10 @@ def compare_annotations(
         f"{len(annotated)} pictures: {len(kept)} people labelled, {len(found.score)} predicted; "
         f"{alone} labelled people without a prediction count as misses",
     )
-    return Comparison(samples, skeleton, labels, head_size, predicted[None], joints, found, notes)
+    ignored = ignored_of([rows[i] for i in kept], [of_row[i] for i in kept])
+    return Comparison(
+        samples, skeleton, labels, head_size, predicted[None], joints, found, notes, ignored
+    )
 
 
 def _labels(
@@ -154,36 +158,6 @@ def _found(
     named, joints, notes = by_name(keypoints, own, skeleton, names)
     found = PredictedPeople(np.array(picture, np.int64), named, np.array(score, np.float64))
     return found, joints, notes
-
-
-def _assign(
-    found: PredictedPeople,
-    labels: LabelledPeople,
-    skeleton: Skeleton,
-    joints: NDArray[np.bool_],
-) -> NDArray[np.float64]:
-    """Keypoints (N, K, 2) predicted for each labelled person, NaN where there are none."""
-    assigned = np.full(labels.keypoints.shape, np.nan)
-    people = _by_picture(found.picture)
-    for picture, here in _by_picture(labels.picture).items():
-        there = people.get(picture, np.empty(0, np.int64))
-        alike = oks(
-            found.keypoints[there],
-            labels.keypoints[here],
-            labels.labelled[here] & joints,
-            labels.area[here],
-            skeleton.oks_sigmas,
-        )
-        chosen = match(alike, found.score[there])
-        assigned[here[chosen >= 0]] = found.keypoints[there[chosen[chosen >= 0]]]
-    return assigned
-
-
-def _by_picture(picture: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """Which people are in each picture."""
-    order = np.argsort(picture, kind="stable")
-    values, starts = np.unique(picture[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=False))
 
 
 def _base(uri: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpm_core.metrics import LabelledPeople, PredictedPeople, default_area
+from cpm_core.metrics import IgnoredPeople, LabelledPeople, PredictedPeople, default_area
 from cpm_core.skeleton import Skeleton
 from pipeline.errors import UsageError
 from pipeline.storage import path_of, protocol_of, uri_of
 
-LABEL_COLUMNS = ("source", "uri", "split", "box", "area", "head_size", "x", "y", "labelled")
+LABEL_COLUMNS = (
+    *("source", "uri", "split", "box", "area", "head_size", "x", "y", "labelled", "ignored"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Comparison:
     `predicted` (T, N, K, 2) is in the order of the labels' skeleton, in the labels' pixels, NaN
     where nobody was found; `joints` (K,) are those that were predicted at all. `head_size` (N,) is
     in pixels, NaN where unknown. `found` are all people that were predicted, for OKS; None where
-    predictions carry no scores. `notes` are lines for the reader.
+    predictions carry no scores. `notes` are lines for the reader; `ignored` are people of the same
+    pictures without labels.
     """
 
     labels_name: str
@@ -35,6 +38,7 @@ class Comparison:
     joints: NDArray[np.bool_]
     found: PredictedPeople | None
     notes: tuple[str, ...] = ()
+    ignored: IgnoredPeople | None = None
 
 
 def uri_in_tables(uri: str) -> str:
@@ -68,6 +72,22 @@ def labels_of(
         area=np.where(np.isnan(area), default_area(box), area),
     )
     return people, _optional(rows, "head_size")
+
+
+def ignored_of(rows: Sequence[dict[str, Any]], pictures: Sequence[int]) -> IgnoredPeople:
+    """People without labels in the pictures of a samples table's rows, each picture's once."""
+    of_picture = {
+        picture: row.get("ignored") or [] for row, picture in zip(rows, pictures, strict=True)
+    }
+    people = [(picture, person) for picture, here in of_picture.items() for person in here]
+    box = np.array([person["box"] for _, person in people], np.float64).reshape(-1, 4)
+    area = _optional([person for _, person in people], "area")
+    return IgnoredPeople(
+        picture=np.array([picture for picture, _ in people], np.int64),
+        box=box,
+        area=np.where(np.isnan(area), default_area(box), area),
+        crowd=np.array([person["crowd"] for _, person in people], bool),
+    )
 
 
 def by_name(

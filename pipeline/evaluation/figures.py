@@ -199,13 +199,19 @@ def _oks(comparison: Comparison) -> dict[str, Any]:
     )
     seen = PredictedPeople(found.picture, found.keypoints[:, joints], found.score)
     try:
-        figures = average_precision(seen, shared, np.array(comparison.skeleton.oks_sigmas)[joints])
+        sigmas = np.array(comparison.skeleton.oks_sigmas)[joints]
+        figures = average_precision(seen, shared, sigmas, comparison.ignored)
     except ImportError as error:
         raise UsageError(
             "oks needs faster-coco-eval: pip install 'posemill[train]' "
             "(or pip install faster-coco-eval)"
         ) from error
-    counts = {"labelled": len(people.picture), "predicted": len(found.picture)}
+    counts = {
+        "labelled": len(people.picture),
+        "predicted": len(found.picture),
+        "ignored": len(comparison.ignored or ()),
+        "joints": int(joints.sum()),
+    }
     return {**figures, **counts}
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cpm_core.metrics import LabelledPeople, PredictedPeople, oks
+from cpm_core.skeleton import Skeleton
+
 SAME_PERSON = 0.5
 """OKS from which two poses are taken for one person: COCO's loosest threshold."""
 
@@ -36,3 +39,33 @@ def match(similarity: NDArray[np.float64], score: NDArray[np.float64]) -> NDArra
         if free[person, label] >= 0:
             take(person, label)
     return chosen
+
+
+def assign(
+    found: PredictedPeople,
+    labels: LabelledPeople,
+    skeleton: Skeleton,
+    joints: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Keypoints (N, K, 2) predicted for each labelled person, NaN where there are none."""
+    assigned = np.full(labels.keypoints.shape, np.nan)
+    people = _by_picture(found.picture)
+    for picture, here in _by_picture(labels.picture).items():
+        there = people.get(picture, np.empty(0, np.int64))
+        alike = oks(
+            found.keypoints[there],
+            labels.keypoints[here],
+            labels.labelled[here] & joints,
+            labels.area[here],
+            skeleton.oks_sigmas,
+        )
+        chosen = match(alike, found.score[there])
+        assigned[here[chosen >= 0]] = found.keypoints[there[chosen[chosen >= 0]]]
+    return assigned
+
+
+def _by_picture(picture: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Which people are in each picture."""
+    order = np.argsort(picture, kind="stable")
+    values, starts = np.unique(picture[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=False))

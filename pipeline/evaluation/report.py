@@ -42,8 +42,10 @@ def _pck(metric: str, values: dict[str, Any], figures: dict[str, Any]) -> list[s
 
 
 def _oks(values: dict[str, Any]) -> list[str]:
+    ignored = f", {values['ignored']} ignored" if values["ignored"] else ""
     return [
-        f"OKS: {values['predicted']} predicted people for {values['labelled']} labelled ones",
+        f"OKS: {values['predicted']} predicted people for {values['labelled']} labelled ones"
+        f"{ignored}, {values['joints']} joints",
         "",
         _line("", list(_OKS), width=11),
         _line("", [_number(values[name]) for name in _OKS], width=11),

@@ -38,7 +38,7 @@ def estimate_samples(
     table = SampleTable(samples, options)
     rows, stages, problems = _estimate_all(table, split, estimator)
     if not rows:
-        raise _nothing_left(samples, split, problems)
+        raise nothing_left(samples, split, problems)
     keys = [picture_key(row) for row in rows]
     places = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     labels, head_size = labels_of(rows, [places[key] for key in keys])
@@ -48,7 +48,7 @@ def estimate_samples(
     )
     score = keypoints[-1, ..., 2].mean(axis=-1)
     found = PredictedPeople(labels.picture, predicted[-1], score)
-    notes += _left_out(problems)
+    notes += left_out(problems, "people")
     return Comparison(samples, table.skeleton, labels, head_size, predicted, joints, found, notes)
 
 
@@ -68,19 +68,19 @@ def _estimate_all(
     return rows, stages, problems
 
 
-def _nothing_left(samples: str, split: str | None, problems: list[str]) -> UsageError:
+def nothing_left(samples: str, split: str | None, problems: list[str]) -> UsageError:
     if not problems:
         return no_samples(samples, split)
     count = len(problems)
     return UsageError(f"{samples}: none of {count} samples can be used; the first: {problems[0]}")
 
 
-def _left_out(problems: list[str]) -> tuple[str, ...]:
-    """A note that counts the samples that were left out and names the first few."""
+def left_out(problems: list[str], what: str) -> tuple[str, ...]:
+    """A note that counts what was left out and names the first few."""
     if not problems:
         return ()
     more = "; …" if len(problems) > _NAMED else ""
-    return (f"{len(problems)} people left out: {'; '.join(problems[:_NAMED])}{more}",)
+    return (f"{len(problems)} {what} left out: {'; '.join(problems[:_NAMED])}{more}",)
 
 
 def _estimate(

@@ -91,12 +91,12 @@ def _joints(document: Any, file: str) -> tuple[tuple[str, ...], Any]:
 
 
 def _people(annotations: list[dict[str, Any]], joints: int) -> Iterator[Person]:
-    """Those with keypoints; a crowd is not wanted as a sample."""
+    """A crowd is not wanted as a sample, nor is somebody without a labelled joint."""
     for annotation in annotations:
         values = np.asarray(annotation.get("keypoints", ()), np.float64).reshape(-1, 3)
+        if not len(values):
+            values = np.zeros((joints, 3))
         labelled = values[:, 2] > 0
-        if not labelled.any():
-            continue
         if len(values) != joints:
             raise ValueError(f"{len(values)} keypoints, but the category has {joints}")
         area = annotation.get("area")
@@ -106,5 +106,6 @@ def _people(annotations: list[dict[str, Any]], joints: int) -> Iterator[Person]:
             values[:, 2] == 1,
             box=np.array(annotation["bbox"], np.float64),
             area=None if area is None else float(area),
-            wanted=not annotation.get("iscrowd"),
+            wanted=bool(labelled.any()) and not annotation.get("iscrowd"),
+            crowd=bool(annotation.get("iscrowd")),
         )

@@ -2,7 +2,8 @@
 
 Either one person per picture: `joint_names`, `images[].{file, keypoints, split?}` with keypoints
 [x, y, labelled]; or several: `keypoint_names`, `images[].{file, people[].{bbox, keypoints}}` with
-COCO's visibility (0 not labelled, 1 occluded, 2 visible). Pixels count from 0. The split is the
+COCO's visibility (0 not labelled, 1 occluded, 2 visible), and optional `area` and `iscrowd`. Pixels
+count from 0. The split is the
 document's `split`, or each picture's `split` or `coco_split`.
 """
 
@@ -67,7 +68,7 @@ def _people(image: dict[str, Any], joints: int, several: bool) -> Iterator[Perso
                 f"{image['file']}: keypoints of shape {values.shape}, not {joints} x 3"
             )
         labelled = values[:, 2] > 0
-        if not labelled.any():
+        if not labelled.any() and "bbox" not in entry:
             continue
         yield Person(
             values[:, :2],
@@ -76,4 +77,6 @@ def _people(image: dict[str, Any], joints: int, several: bool) -> Iterator[Perso
             values[:, 2] == 1 if several else None,
             box=np.array(entry["bbox"], np.float64) if "bbox" in entry else None,
             area=float(entry["area"]) if entry.get("area") is not None else None,
+            wanted=bool(labelled.any()) and not entry.get("iscrowd"),
+            crowd=bool(entry.get("iscrowd")),
         )

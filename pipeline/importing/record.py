@@ -33,7 +33,7 @@ class Person:
     """One person's labels in the source's K joints: points (K, 2), flags (K,).
 
     `occluded` is None where the source does not tell. A person that is not `wanted` makes no
-    sample, but is one of the others of those who do.
+    sample, but is one of the others of those who do. `crowd`: the box is of several people.
     """
 
     points: Array
@@ -45,6 +45,7 @@ class Person:
     head_size: float | None = None
     area: float | None = None
     wanted: bool = True
+    crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class JointMap:
             person.head_size,
             person.area,
             person.wanted,
+            person.crowd,
         )
 
 

@@ -178,6 +178,7 @@ def _add(
             counts.too_small += 1
             continue
         others = [p for p in people if p is not person and p.labelled.any()]
+        ignored = [p for p in people if p.box is not None and (p.crowd or not p.labelled.any())]
         writer.add(
             {
                 "source": labelled.source,
@@ -185,7 +186,7 @@ def _add(
                 "uri": labelled.uri,
                 "image": data,
                 "group": groups.group.get(labelled.source) if groups else None,
-                **person_columns(person, others),
+                **person_columns(person, others, ignored),
             }
         )
         counts.splits[split] += 1

@@ -21,6 +21,9 @@ ROWS_PER_GROUP = 64
 """A few MB of pictures: what a reader holds at once."""
 
 
+_NOT_TRAINED_ON = ("image", "uri", "source", "group", "ignored")
+
+
 class SamplesWriter:
     """Writes under a temporary name; `finish` puts the table in its place, whole or not at all."""
 
@@ -88,14 +91,14 @@ class SamplesWriter:
     def _update_digest(self, row: dict[str, Any]) -> None:
         """What training makes of a row; where a picture lies is no part of it if it is in here."""
         picture = row["image"] if row["image"] is not None else row["uri"].encode()
-        rest = {k: v for k, v in row.items() if k not in ("image", "uri", "source", "group")}
+        rest = {k: v for k, v in row.items() if k not in _NOT_TRAINED_ON}
         labels = json.dumps(rest, sort_keys=True).encode()
         for part in (picture, labels):
             self._digest.update(len(part).to_bytes(8, "little"))
             self._digest.update(part)
 
 
-def person_columns(person: Person, others: list[Person]) -> dict[str, Any]:
+def person_columns(person: Person, others: list[Person], ignored: list[Person]) -> dict[str, Any]:
     """The columns of a row that are about people."""
     return {
         "box": _floats(person.box),
@@ -106,7 +109,12 @@ def person_columns(person: Person, others: list[Person]) -> dict[str, Any]:
         "others": [_points(other) for other in others],
         "head_size": person.head_size,
         "area": person.area,
+        "ignored": [_region(other) for other in ignored],
     }
+
+
+def _region(person: Person) -> dict[str, Any]:
+    return {"box": _floats(person.box), "area": person.area, "crowd": person.crowd}
 
 
 def _points(person: Person) -> dict[str, Any]:

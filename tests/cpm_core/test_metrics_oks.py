@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpm_core.metrics import (
+    IgnoredPeople,
     LabelledPeople,
     PredictedPeople,
     average_precision,
@@ -88,6 +89,30 @@ def test_false_positives(people, score, ap, what):
         predicted([0] * len(people), people, score), labelled([0], [ONE]), SIGMAS
     )
     assert figures["AP"] == pytest.approx(ap), what
+
+
+def ignored(box, crowd=False, picture=0):
+    box = np.array([box], float)
+    return IgnoredPeople(np.array([picture]), box, default_area(box), np.array([crowd]))
+
+
+@pytest.mark.parametrize(
+    ("people", "where", "ap"),
+    [
+        ([OTHER, ONE], None, 50.0),
+        ([OTHER, ONE], ignored([290, 0, 70, 100]), 100.0),
+        ([OTHER, ONE], ignored([600, 0, 70, 100]), 50.0),
+        ([OTHER, ONE], ignored([290, 0, 70, 100], picture=1), 50.0),
+        # One person takes the place of one, a crowd that of any number.
+        ([OTHER, OTHER, ONE], ignored([290, 0, 70, 100]), 50.0),
+        ([OTHER, OTHER, ONE], ignored([290, 0, 70, 100], crowd=True), 100.0),
+    ],
+    ids=["nobody", "there", "elsewhere", "another picture", "two at one", "two at a crowd"],
+)
+def test_who_is_found_at_an_ignored_person_is_passed_over(people, where, ap):
+    found = predicted([0] * len(people), people, np.linspace(0.9, 0.8, len(people)))
+    figures = average_precision(found, labelled([0], [ONE]), SIGMAS, where)
+    assert figures["AP"] == pytest.approx(ap)
 
 
 def test_a_missed_person_ends_the_recall():

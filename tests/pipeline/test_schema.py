@@ -70,6 +70,7 @@ y: fixed_size_list<element: float>[14], labelled: fixed_size_list<element: bool>
 group: int64
 head_size: float
 area: float
+ignored: list<element: struct<box: fixed_size_list<element: float>[4], area: float, crowd: bool>>
 """
 
 

@@ -87,6 +87,34 @@ def test_crowds_and_people_without_keypoints_are_no_samples(tmp_path: Path) -> N
     assert other["labelled"] == [True, True, *[False] * 15]
 
 
+def test_who_is_no_sample_is_noted_for_evaluation(tmp_path: Path) -> None:
+    """Crowds, and people nobody labelled a joint of, whether or not the file lists zeros."""
+    write_coco(
+        tmp_path,
+        [
+            annotation(0, 1, [2]),
+            annotation(0, 2, [2, 2], iscrowd=1, bbox=[5, 6, 7, 8]),
+            annotation(0, 3, []),
+            annotation(0, 4, [], keypoints=[], bbox=[9, 9, 9, 9], area=None),
+            annotation(0, 5, [], bbox=[9, 9, 0, 0]),
+            annotation(1, 6, [2]),
+            annotation(1, 7, [0, 0, 0, 0, 0, 2], bbox=[1, 1, 5, 5]),
+        ],
+    )
+    run("coco", tmp_path, tmp_path, tune_share=0, skeleton="lsp14", split="val")
+    (row,) = rows(tmp_path)
+    assert row["source"] == "000000000001.jpg"
+    # A nose is no joint of lsp14.
+    assert row["ignored"] == [{"box": [1.5, 2.5, 20, 30], "area": 123.5, "crowd": False}]
+    run("coco", tmp_path, tmp_path, tune_share=0, split="val")
+    first, *_ = rows(tmp_path)
+    assert first["ignored"] == [
+        {"box": [5, 6, 7, 8], "area": 123.5, "crowd": True},
+        {"box": [1.5, 2.5, 20, 30], "area": 123.5, "crowd": False},
+        {"box": [9, 9, 9, 9], "area": None, "crowd": False},
+    ]
+
+
 def test_a_box_without_area_gives_way_to_that_of_the_joints(tmp_path: Path) -> None:
     write_coco(tmp_path, [annotation(0, 1, [2, 2], bbox=[5, 5, 0, 0])])
     run("coco", tmp_path, tmp_path, tune_share=0)

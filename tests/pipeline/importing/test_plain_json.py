@@ -66,6 +66,25 @@ def test_several_people_per_picture(tmp_path: Path) -> None:
     assert [other["x"] for other in first["others"]] == [second["x"]]
 
 
+def test_people_without_labels_and_crowds_are_ignored(tmp_path: Path) -> None:
+    """No samples of their own; what is found there is no false positive."""
+    people = [{"bbox": [1, 2, 30, 40], "keypoints": person(1, 17, 2)}]
+    people += [
+        {"bbox": [3, 3, 9, 9], "keypoints": person(3, 17, 0)},
+        {"bbox": [4, 4, 9, 9], "keypoints": person(4, 17, 2), "iscrowd": 1, "area": 7.0},
+    ]
+    images = [{"file": "a.jpg", "coco_split": "val2017", "people": people}]
+    write_json(tmp_path, images, keypoint_names=COCO)
+    run("json", tmp_path, tmp_path)
+    (row,) = rows(tmp_path)
+    assert row["ignored"] == [
+        {"box": [3, 3, 9, 9], "area": None, "crowd": False},
+        {"box": [4, 4, 9, 9], "area": 7.0, "crowd": True},
+    ]
+    # The crowd has joints, so it stands beside the others.
+    assert len(row["others"]) == 1
+
+
 def test_joints_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A joint that the labels lack is unlabelled everywhere; one line says which."""
     caplog.set_level("INFO", "posemill")
