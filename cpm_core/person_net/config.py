@@ -27,8 +27,8 @@ class PersonNetConfig:
 
     input_size: int = 320
     blocks: tuple[int, ...] = (1, 2)
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         if not _whole(self.input_size) or self.input_size % _MULTIPLE:

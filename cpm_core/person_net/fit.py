@@ -26,18 +26,17 @@ class Plan:
     """How long, how fast and at which sizes a person-net is trained.
 
     `sizes` are (share of the run from which on, side of the scenes in pixels); batches of larger
-    scenes have fewer of them, about as many pixels. The first `freeze_blocks` blocks of the trunk
-    stay as they are: they cost most and learn least.
+    scenes have fewer of them, about as many pixels. With a `trunk_learning_rate` of 0 the base of
+    the trunk stays as it is: it has seen more than the pictures at hand show.
     """
 
     steps: int = 3000
     batch_size: int = 32
     sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.75, 320))
     learning_rate: float = 2e-3
-    trunk_learning_rate: float = 5e-4
+    trunk_learning_rate: float = 0.0
     weight_decay: float = 1e-2
     ema_decay: float = 0.998
-    freeze_blocks: int = 3
     seed: int = 0
 
     def size_at(self, step: int) -> int:
@@ -64,9 +63,13 @@ class Fit:
         self.model, self.plan = model, plan
         self.step_number = 0
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
-        trunk, stages = model.trunk, model.stages
+        base, fresh = model.trunk.base, [model.trunk.lateral, model.stages]
+        base.requires_grad_(plan.trunk_learning_rate > 0)
         groups = []
-        for module, rate in ((trunk, plan.trunk_learning_rate), (stages, plan.learning_rate)):
+        for module, rate in (
+            (base, plan.trunk_learning_rate),
+            *((m, plan.learning_rate) for m in fresh),
+        ):
             for decays in (True, False):
                 chosen = [p for p in module.parameters() if (p.ndim > 1) == decays]
                 decay = plan.weight_decay if decays else 0.0
@@ -80,7 +83,6 @@ class Fit:
         size, count = plan.size_at(number), plan.batch_at(number)
         scenes = [maker.scene(size, (plan.seed, number, i)) for i in range(count)]
         self.model.train()
-        self._freeze()
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * plan.rate_at(number)
         images, target = batch(scenes)
@@ -97,12 +99,6 @@ class Fit:
         self.step_number += 1
         self._average()
         return losses
-
-    def _freeze(self) -> None:
-        trunk = self.model.trunk
-        if self.plan.freeze_blocks:
-            for module in [trunk.stem, *trunk.blocks[: self.plan.freeze_blocks]]:
-                module.eval().requires_grad_(False)
 
     @torch.no_grad()
     def _average(self) -> None:

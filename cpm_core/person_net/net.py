@@ -1,6 +1,6 @@
 """person-net: image -> belief in a person's centre, and the person's box, at every cell.
 
-Two CPM stages on the trunk of `cpm-lite`: stage 1 sees image features, stage 2 features and the
+Two CPM stages on the trunk of YOLOX-Nano: stage 1 sees image features, stage 2 features and the
 maps of stage 1. The large-kernel stages let a cell see a whole person.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cpm_core.lite import LiteStage, LiteTrunk
+from cpm_core.lite import LiteStage
 from cpm_core.person_net.config import PersonNetConfig
+from cpm_core.person_net.trunk import WIDTH, CspTrunk
 
 MAPS = 5
 """Centre logit, then dx, dy of the box's centre from the cell's (cells), log width, log height."""
@@ -31,10 +32,9 @@ class PersonNet(nn.Module):
     def __init__(self, config: PersonNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = LiteTrunk()
-        width = LiteTrunk.WIDTH
+        self.trunk = CspTrunk()
         self.stages = nn.ModuleList(
-            LiteStage(width + (MAPS if i else 0), width, MAPS, blocks)
+            LiteStage(WIDTH + (MAPS if i else 0), WIDTH, MAPS, blocks)
             for i, blocks in enumerate(config.blocks)
         )
         for stage in self.stages:

@@ -42,8 +42,7 @@ from cpm_core.person_net.weights import (
     load_person_net,
     save_person_net,
 )
-from cpm_core.pretrained import load_efficientnet_lite0
-from cpm_core.weights import load_weights
+from cpm_core.person_net.yolox import load_yolox_nano
 
 log = logging.getLogger("posemill")
 
@@ -126,17 +125,10 @@ def load_photos(options: argparse.Namespace) -> list[Photo]:
 
 
 def start(options: argparse.Namespace) -> PersonNet:
-    """A new network; its trunk from ImageNet or from a `cpm-lite`, if one is given."""
+    """A new network with the trunk of the YOLOX-Nano that also labels."""
     torch.manual_seed(options.seed)
     model = PersonNet(PersonNetConfig(input_size=options.input_size))
-    name = options.start
-    if name is None:
-        return model
-    if str(name).endswith((".pth", ".pt")):
-        load_efficientnet_lite0(model.trunk, name)
-    else:
-        pose = load_weights(name).model()
-        model.trunk.load_state_dict(pose.shared.state_dict())
+    load_yolox_nano(model.trunk.base, options.start or options.detector)
     return model
 
 
@@ -156,7 +148,6 @@ def plan_of(options: argparse.Namespace) -> Plan:
         learning_rate=options.learning_rate,
         trunk_learning_rate=options.trunk_learning_rate,
         ema_decay=options.ema_decay,
-        freeze_blocks=options.freeze_blocks,
         seed=options.seed,
     )
 
@@ -235,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--negatives", **data, help="folders of pictures without people")
     add("--detector", type=Path, required=True, help="a YOLOX .onnx file that completes labels")
     add("--run", type=Path, required=True, help="folder of the checkpoint and the weights")
-    add("--start", help="trunk: EfficientNet-Lite0 .pth, or a cpm-lite name or .safetensors")
+    add("--start", type=Path, help="the yolox_nano.onnx of the trunk; default: the detector")
     plan = Plan()
     sizes = [f"{share}:{size}" for share, size in plan.sizes]
     add("--steps", type=int, default=plan.steps)
@@ -245,7 +236,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=plan.learning_rate)
     add("--trunk-learning-rate", type=float, default=plan.trunk_learning_rate)
     add("--ema-decay", type=float, default=plan.ema_decay)
-    add("--freeze-blocks", type=int, default=plan.freeze_blocks)
     add("--seed", type=int, default=plan.seed)
     add("--threads", type=int, default=1)
     add("--report-every", type=int, default=20, metavar="STEPS")

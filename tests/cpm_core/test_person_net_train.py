@@ -61,7 +61,7 @@ def photos():
 
 def new_fit(steps):
     torch.manual_seed(0)
-    plan = Plan(steps=steps, batch_size=4, sizes=((0.0, 64), (0.5, 96)), freeze_blocks=1)
+    plan = Plan(steps=steps, batch_size=4, sizes=((0.0, 64), (0.5, 96)), trunk_learning_rate=1e-4)
     return Fit(PersonNet(PersonNetConfig(input_size=64, blocks=(0, 1))), plan)
 
 
@@ -89,6 +89,20 @@ def test_plan():
     assert plan.rate_at(99) < 0.001
 
 
+def test_a_trunk_without_a_rate_stays_as_it_is():
+    maker = SceneMaker(list(photos()))
+    torch.manual_seed(0)
+    plan = Plan(steps=2, batch_size=2, sizes=((0.0, 64),), trunk_learning_rate=0)
+    fit = Fit(PersonNet(PersonNetConfig(input_size=64)), plan)
+    before = {name: value.clone() for name, value in fit.model.state_dict().items()}
+    for _ in range(2):
+        fit.step(maker)
+    for name, value in fit.model.state_dict().items():
+        moved = name.startswith(("stages.", "trunk.lateral."))
+        assert moved or torch.equal(value, before[name]), name
+    assert not torch.equal(fit.model.stages[1].out.weight, before["stages.1.out.weight"])
+
+
 def test_the_loss_falls():
     maker = SceneMaker(list(photos()))
     fit = new_fit(60)
@@ -108,6 +122,7 @@ def sources(tmp_path, monkeypatch):
             return people()
 
     monkeypatch.setattr(train, "YoloxDetector", Nobody)
+    monkeypatch.setattr(train, "load_yolox_nano", lambda base, path: None)
     folder = tmp_path / "coco"
     (folder / "images").mkdir(parents=True)
     entries = []
@@ -153,8 +168,6 @@ def test_a_run_leaves_weights_and_goes_on(sources, tmp_path, caplog):
         (["--lspet", "nowhere"], "no nowhere/annotations.json"),
         (["--people", "nowhere"], "no folder nowhere"),
         (["--videos", "nowhere.mp4"], "no readable video at nowhere.mp4"),
-        (["--start", "nowhere.pth"], "nowhere.pth"),
-        (["--start", "cpm-heavy"], "no weights 'cpm-heavy'"),
         (["--sizes", "192"], "--sizes"),
         (["--sizes", "0:100"], "multiple of 32"),
     ],
