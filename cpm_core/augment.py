@@ -38,7 +38,8 @@ class Augmentation:
 
     `scale` is the range of magnifications. `shift` is a share of the box's longer side,
     `brightness` of half the range of values; `contrast` and `color` (per channel) are gains
-    around 1.
+    around 1. `erase` is the share of crops in which rectangles are painted over; joints under them
+    stay labelled, as their place can be told from the rest.
     """
 
     scale: tuple[float, float] = (0.7, 1.3)
@@ -48,9 +49,10 @@ class Augmentation:
     brightness: float = 0.2
     contrast: float = 0.2
     color: float = 0.1
+    erase: float = 0.0
 
 
-NONE = Augmentation((1.0, 1.0), 0, 0, False, 0, 0, 0)
+NONE = Augmentation((1.0, 1.0), 0, 0, False, 0, 0, 0, 0)
 
 
 def training_crop(
@@ -86,8 +88,21 @@ def training_crop(
     if len(others):
         others, others_labelled = moved(others, others_labelled)
     crop = _recolor(warp(sample.image, matrix, size), options, rng)
+    if options.erase and rng.random() < options.erase:
+        crop = _erase(crop, rng)
     whole = np.array([0, 0, size, size], dtype=np.float64)
     return Sample(crop, whole, keypoints, labelled, others, others_labelled)
+
+
+def _erase(crop: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One to three rectangles of one colour each, sides 5 to 25 % of the crop's."""
+    size = len(crop)
+    crop = crop.copy()
+    for _ in range(rng.integers(1, 4)):
+        width, height = (size * rng.uniform(0.05, 0.25, 2)).astype(int).clip(min=1)
+        left, top = rng.integers(0, size - width + 1), rng.integers(0, size - height + 1)
+        crop[top : top + height, left : left + width] = rng.integers(0, 256, 3)
+    return crop
 
 
 def _recolor(

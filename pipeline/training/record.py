@@ -34,6 +34,7 @@ _SETTINGS = {
     "augmentation.rotation_degrees": "augment_rotation",
     "augmentation.shift": "augment_shift",
     "augmentation.flip": "augment_flip",
+    "augmentation.erase": "augment_erase",
     "augmentation.brightness": "augment_color",
     "augmentation.contrast": "augment_color",
     "augmentation.color": "augment_color",

@@ -121,6 +121,9 @@ class TrainSettings(Settings):
     augment_color: float = setting(
         "result", 1.0, "strength of changes in brightness, contrast and colour", ge=0, le=4
     )
+    augment_erase: float = setting(
+        "result", 0.0, "share of crops with parts painted over", ge=0, le=1
+    )
     seed: int = setting("result", 0, "of first weights, augmentation and order", ge=0)
 
     workers: str = setting("run", "1", "training processes; 1-4 takes what the cluster has")
@@ -244,6 +247,7 @@ class TrainSettings(Settings):
             brightness=plain.brightness * self.augment_color,
             contrast=plain.contrast * self.augment_color,
             color=plain.color * self.augment_color,
+            erase=self.augment_erase,
         )
 
     def network(self, joints: int) -> CpmConfig:

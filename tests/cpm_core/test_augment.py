@@ -131,3 +131,19 @@ def test_colours_change_but_not_places(hands):
     assert 128 - 25.6 - 15.4 - 1 <= low < 110
     assert 150 < high <= 128 + 25.6 + 15.4
     assert np.std(colours, axis=1).max() > 5
+
+
+def test_erasing_paints_over_parts_and_keeps_the_labels(sample, hands):
+    options = replace(STILL, erase=0.5)
+    erased = 0
+    for i in range(40):
+        seed = (0, 1, i)
+        plain = training_crop(sample, hands, 96, 1.6, STILL, seed)
+        crop = training_crop(sample, hands, 96, 1.6, options, seed)
+        np.testing.assert_array_equal(crop.keypoints, plain.keypoints)
+        np.testing.assert_array_equal(crop.labelled, plain.labelled)
+        changed = (crop.image != plain.image).any(axis=2).mean()
+        # Three rectangles of a quarter of the side at most.
+        assert changed <= 3 * 0.25**2
+        erased += changed > 0
+    assert 8 < erased < 32
