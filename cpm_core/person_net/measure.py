@@ -61,10 +61,13 @@ class Curve:
 def curve(
     found: Sequence[People],
     labels: Sequence[Boxes],
-    ignore: Sequence[Boxes],
+    ignore: Sequence[Boxes | None],
     thresholds: NDArray[np.float64],
 ) -> Curve:
-    """The curve over pictures; people found must reach down to the lowest threshold."""
+    """The curve over pictures; people found must reach down to the lowest threshold.
+
+    False detections are counted where the regions to ignore are known, not where they are None.
+    """
     recall, false = [], []
     for threshold in thresholds:
         sure = [
@@ -74,6 +77,7 @@ def curve(
         tall = [boxes[:, 3] >= SHORTEST for boxes in labels]
         caught = sum(int(hits(s, b)[t].sum()) for s, b, t in zip(sure, labels, tall, strict=True))
         recall.append(caught / max(1, sum(int(t.sum()) for t in tall)))
-        alarms = sum(strangers(s, b, i) for s, b, i in zip(sure, labels, ignore, strict=True))
-        false.append(alarms / max(1, len(found)))
+        counted = ((s, b, i) for s, b, i in zip(sure, labels, ignore, strict=True) if i is not None)
+        alarms = [strangers(*each) for each in counted]
+        false.append(sum(alarms) / max(1, len(alarms)))
     return Curve(thresholds, np.array(recall), np.array(false))

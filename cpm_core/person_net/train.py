@@ -178,7 +178,9 @@ def tuning_curve(model: PersonNet, photos: Sequence[Photo]) -> Curve:
     threads = torch.get_num_threads()
     locator = PersonNetLocator(PersonNetWeights(info, state, ""), threads=threads)
     found = locator.locate_batch([photo.image for photo in photos])
-    labels, ignore = [p.boxes for p in photos], [p.ignore for p in photos]
+    labels = [photo.boxes for photo in photos]
+    # COCO's crowds and spectators have no labels, and a detector does not find them all.
+    ignore = [None if photo.kind == "coco" else photo.ignore for photo in photos]
     return curve(found, labels, ignore, _THRESHOLDS)
 
 

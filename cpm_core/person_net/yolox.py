@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from cpm_core.errors import WeightsError
 from cpm_core.person_net.trunk import CspBase
@@ -140,7 +140,7 @@ def _called(base: CspBase) -> list[nn.Conv2d]:
     """The trunk's convolutions in the order in which a forward pass calls them."""
     order: list[nn.Conv2d] = []
 
-    def note(module: nn.Module, *_: Tensor) -> None:
+    def note(module: nn.Module, *_: object) -> None:
         assert isinstance(module, nn.Conv2d)
         order.append(module)
 

@@ -44,11 +44,14 @@ def test_curve_of_two_pictures():
     """One tall person found at 0.6, a short one who is not asked for, a false detection at 0.4."""
     found = [people([0, 0, 40, 100, 0.6]), people([0, 0, 40, 100, 0.4])]
     labels = [np.array([[0, 0, 40, 100], [200, 0, 10, 20]], float), NONE]
-    measured = curve(found, labels, [NONE, NONE], np.array([0.3, 0.5, 0.7]))
+    thresholds = np.array([0.3, 0.5, 0.7])
+    measured = curve(found, labels, [NONE, NONE], thresholds)
     np.testing.assert_allclose(measured.recall, [1, 1, 0])
     np.testing.assert_allclose(measured.false, [0.5, 0, 0])
     assert measured.recall_at(0.1) == 1
     assert measured.threshold_at(0.1) == 0.5
+    partly = curve(found, labels, [NONE, None], thresholds)
+    np.testing.assert_allclose(partly.false, [0, 0, 0])
 
 
 def photos():

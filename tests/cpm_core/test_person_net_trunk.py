@@ -15,7 +15,7 @@ YOLOX = Path(__file__).resolve().parents[3] / "shared/weights/yolox_nano.onnx"
 needs_file = pytest.mark.skipif(not YOLOX.is_file(), reason="needs ../shared/weights")
 
 HEAD = 12
-"""Convolutions of YOLOX's head per stride: shared, 4 and 1 for the class, 4 and 1 for the box, 1."""
+"""Convolutions of YOLOX's head per stride: 1 shared, 5 for the class, 5 for the box, 1."""
 
 
 def test_features_of_every_stride_are_fused():
