@@ -3,7 +3,7 @@
     python benchmarks/quality.py --write docs/quality.md
 
 All see the same people in the same boxes, on the pictures and with the files of `--shared`. Prints
-Markdown tables; `--write` puts them between the markers of a page. Five minutes on one thread.
+Markdown tables; `--write` puts them between the markers of a page. Four minutes on one thread.
 """
 
 from __future__ import annotations
