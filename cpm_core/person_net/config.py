@@ -36,8 +36,8 @@ class PersonNetConfig:
         if not _MULTIPLE <= self.input_size <= 4096:
             raise ConfigError(f"input_size is {self.input_size}; choose {_MULTIPLE} to 4096")
         stages = self.blocks if isinstance(self.blocks, tuple) else ()
-        if not 1 <= len(stages) <= 10 or not all(_whole(n) and 0 <= n <= 10 for n in stages):
-            raise ConfigError(f"blocks is {self.blocks!r}; list 1 to 10 whole numbers up to 10")
+        if not 1 <= len(stages) <= 10 or not all(_whole(n) and 1 <= n <= 10 for n in stages):
+            raise ConfigError(f"blocks is {self.blocks!r}; list 1 to 10 whole numbers of 1 to 10")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or len(values) != 3 or not all(map(_number, values)):

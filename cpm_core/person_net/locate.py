@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpm_core.errors import LocatorError
+from cpm_core.fused import can_fuse, fuse
 from cpm_core.geometry import letterbox
 from cpm_core.lite import fold_batch_norm
 from cpm_core.people import People, Picture
@@ -53,7 +54,8 @@ class PersonNetLocator:
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
         model = fold_batch_norm(loaded.model()).to(self.device)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = fuse(model) if self.device.type == "cpu" and can_fuse() else model
 
     def locate(self, picture: Picture) -> People:
         """People in an RGB picture (H, W, 3), overlaps suppressed, best first."""

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpm_core.fused import can_fuse
 from cpm_core.lite import conv_bn
 
 WIDTH = 128
 """Channels of the fused features."""
+
+_CAN_FUSE = can_fuse()
 
 
 class CspTrunk(nn.Module):
@@ -25,10 +28,27 @@ class CspTrunk(nn.Module):
         self.lateral = nn.ModuleList(conv_bn(c, WIDTH, 1) for c in (64, 128, 256))
 
     def forward(self, x: Tensor) -> Tensor:
-        fine, middle, coarse = (
-            layer(tap) for layer, tap in zip(self.lateral, self.base(x), strict=True)
-        )
+        # A base that does not learn needs no graph.
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and self.base.stem.weight.requires_grad
+        ):
+            taps = self.base(x)
+        fine, middle, coarse = (layer(tap) for layer, tap in zip(self.lateral, taps, strict=True))
         return F.relu(fine + _double(middle + _double(coarse)))
+
+
+class SiluConv(nn.Conv2d):
+    """Convolution and SiLU; where no gradient is asked for, one oneDNN call on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or not _CAN_FUSE:
+            return F.silu(super().forward(x))
+        assert isinstance(self.padding, tuple)
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups,
+            "swish", [], "",
+        )  # fmt: skip
+        return y
 
 
 class CspBase(nn.Module):
@@ -40,16 +60,16 @@ class CspBase(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         # The Focus layer (2 x 2 pixels to channels, then 3 x 3) as one convolution.
-        self.stem = nn.Conv2d(3, 16, 6, 2, 2)
+        self.stem = SiluConv(3, 16, 6, 2, 2)
         self.dark2 = nn.Sequential(Separable(16, 32, 2), CspLayer(32, 32, 1))
         self.dark3 = nn.Sequential(Separable(32, 64, 2), CspLayer(64, 64, 3))
         self.dark4 = nn.Sequential(Separable(64, 128, 2), CspLayer(128, 128, 3))
         self.dark5 = nn.Sequential(
             Separable(128, 256, 2), PyramidPool(256), CspLayer(256, 256, 1, residual=False)
         )
-        self.down5 = nn.Conv2d(256, 128, 1)
+        self.down5 = SiluConv(256, 128, 1)
         self.top4 = CspLayer(256, 128, 1, residual=False)
-        self.down4 = nn.Conv2d(128, 64, 1)
+        self.down4 = SiluConv(128, 64, 1)
         self.top3 = CspLayer(128, 64, 1, residual=False)
         self.up3 = Separable(64, 64, 2)
         self.out4 = CspLayer(128, 128, 1, residual=False)
@@ -57,10 +77,10 @@ class CspBase(nn.Module):
         self.out5 = CspLayer(256, 256, 1, residual=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        c3 = self.dark3(self.dark2(F.silu(self.stem(x))))
+        c3 = self.dark3(self.dark2(self.stem(x)))
         c4 = self.dark4(c3)
-        p5 = F.silu(self.down5(self.dark5(c4)))
-        p4 = F.silu(self.down4(self.top4(torch.cat([_repeat(p5), c4], dim=1))))
+        p5 = self.down5(self.dark5(c4))
+        p4 = self.down4(self.top4(torch.cat([_repeat(p5), c4], dim=1)))
         n3 = self.top3(torch.cat([_repeat(p4), c3], dim=1))
         n4 = self.out4(torch.cat([self.up3(n3), p4], dim=1))
         n5 = self.out5(torch.cat([self.up4(n4), p5], dim=1))
@@ -72,11 +92,12 @@ class Separable(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs)
-        self.pointwise = nn.Conv2d(inputs, outputs, 1)
+        self.depthwise = SiluConv(inputs, inputs, 3, stride, 1, groups=inputs)
+        self.pointwise = SiluConv(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.pointwise(F.silu(self.depthwise(x))))
+        y: Tensor = self.pointwise(self.depthwise(x))
+        return y
 
 
 class Bottleneck(nn.Module):
@@ -84,12 +105,12 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, residual: bool) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(width, width, 1)
+        self.mix = SiluConv(width, width, 1)
         self.separable = Separable(width, width)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.separable(F.silu(self.mix(x)))
+        y: Tensor = self.separable(self.mix(x))
         return x + y if self.residual else y
 
 
@@ -99,14 +120,15 @@ class CspLayer(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, residual: bool = True) -> None:
         super().__init__()
         half = outputs // 2
-        self.through = nn.Conv2d(inputs, half, 1)
-        self.past = nn.Conv2d(inputs, half, 1)
+        self.through = SiluConv(inputs, half, 1)
+        self.past = SiluConv(inputs, half, 1)
         self.blocks = nn.Sequential(*(Bottleneck(half, residual) for _ in range(blocks)))
-        self.mix = nn.Conv2d(outputs, outputs, 1)
+        self.mix = SiluConv(outputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        through, past = F.silu(self.through(x)), F.silu(self.past(x))
-        return F.silu(self.mix(torch.cat([self.blocks(through), past], dim=1)))
+        through, past = self.through(x), self.past(x)
+        y: Tensor = self.mix(torch.cat([self.blocks(through), past], dim=1))
+        return y
 
 
 class PyramidPool(nn.Module):
@@ -114,13 +136,14 @@ class PyramidPool(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(width, width // 2, 1)
-        self.mix = nn.Conv2d(2 * width, width, 1)
+        self.reduce = SiluConv(width, width // 2, 1)
+        self.mix = SiluConv(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self.reduce(x))
+        x = self.reduce(x)
         pools = [F.max_pool2d(x, k, 1, k // 2) for k in (5, 9, 13)]
-        return F.silu(self.mix(torch.cat([x, *pools], dim=1)))
+        y: Tensor = self.mix(torch.cat([x, *pools], dim=1))
+        return y
 
 
 def _repeat(x: Tensor) -> Tensor:

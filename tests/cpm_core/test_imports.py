@@ -13,7 +13,10 @@ CUT_ONLY = """
 import sys
 import cpm_core
 from cpm_core.crops import Cropper
+from cpm_core.locators import LocatorSpec
 from cpm_core.people import WholeImage, YoloxDetector
+from cpm_core.poses import without_doubles
+from cpm_core.whole_image import wide_view
 from cpm_core.skeleton import load_skeleton
 load_skeleton("lsp14")
 print(sorted({"torch", "ray", "onnxruntime", "pipeline"} & set(sys.modules)))

@@ -93,6 +93,51 @@ def test_what_is_in_the_letterbox_padding_is_dropped():
     assert len(detector(rows(low)).locate(picture(32, 64))) == 0
 
 
+PICTURES = [picture(64, 64), picture(128, 128), picture(32, 16)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_several_pictures_are_as_one_after_the_other(count):
+    """A model that takes one picture at a time gets them one at a time."""
+    finder = detector(rows(ONE))
+    found = finder.locate_batch(PICTURES[:count])
+    for one, image in zip(found, PICTURES[:count], strict=True):
+        np.testing.assert_array_equal(one.boxes, finder.locate(image).boxes)
+
+
+def test_a_model_of_any_batch_gets_several_pictures_at_once():
+    """Each has its own people, in pixels of its own."""
+    other = rows((8, 6, 6, 0.5, 0.5, 8, 8, 1, 0.9))
+    both = np.concatenate([rows(ONE), other])
+    inputs = [("images", FLOAT, ("n", 3, SIDE, SIDE))]
+    finder = YoloxDetector(model(inputs, [("out", both)]))
+    assert finder.batches
+    first, second = finder.locate_batch([picture(128, 128), picture(64, 64)])
+    np.testing.assert_allclose(first.boxes, [[48, 16, 64, 48]], rtol=1e-4)
+    np.testing.assert_allclose(second.boxes, [[48, 48, 8, 8]], rtol=1e-4)
+
+
+def test_no_more_than_a_batch_at_once():
+    class Session:
+        def __init__(self):
+            self.sizes = []
+
+        def run(self, _, feeds):
+            self.sizes.append(len(feeds["images"]))
+            return [np.repeat(rows(ONE), len(feeds["images"]), axis=0)]
+
+    inputs = [("images", FLOAT, ("n", 3, SIDE, SIDE))]
+    finder = YoloxDetector(model(inputs, [("out", rows())]))
+    finder.session = Session()
+    assert len(finder.locate_batch([picture(64, 64)] * 19)) == 19
+    assert finder.session.sizes == [8, 8, 3]
+
+
+def test_whole_images():
+    found = WholeImage().locate_batch(PICTURES)
+    assert [people.boxes[0, 2:].tolist() for people in found] == [[64, 64], [128, 128], [16, 32]]
+
+
 def test_only_class_0_is_a_person():
     dog = (8, 3, 3, 0.5, 0.5, 8, 8, 1, 0.1, 0.99)
     person = (8, 6, 6, 0.5, 0.5, 8, 8, 1, 0.9, 0.1)

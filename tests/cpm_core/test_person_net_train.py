@@ -65,7 +65,7 @@ def photos():
 def new_fit(steps):
     torch.manual_seed(0)
     plan = Plan(steps=steps, batch_size=4, sizes=((0.0, 64), (0.5, 96)), trunk_learning_rate=1e-4)
-    return Fit(PersonNet(PersonNetConfig(input_size=64, blocks=(0, 1))), plan)
+    return Fit(PersonNet(PersonNetConfig(input_size=64, blocks=(1, 1))), plan)
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):

@@ -82,7 +82,8 @@ def test_the_second_look_is_at_the_joints_of_the_first(dots, dots_picture):
     x, y, w, h = boxes[0]
     assert 30 < x + w / 2 < 90
     assert 40 < y + h / 2 < 80
-    assert max(w, h) < 100
+    # At least half of the picture at the second look, and half of that at the third.
+    assert 40 <= max(w, h) < 80
     assert keypoints.shape == (1, 3, 3)
 
 
