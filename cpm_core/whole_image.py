@@ -31,8 +31,9 @@ _SURE = 0.25
 _LEAST_SHARE = 0.3
 """Of all joints, so many must be sure; fewer say too little."""
 
-_LEAST_SIDE = 0.2
-"""Side of the box, in units of the picture's longer side: in a smaller one all would be a blur."""
+_SMALLEST = 0.5
+"""Side of a box, in units of the one before: a look at a part of a person may lead on to a smaller
+part, so it goes slowly."""
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -62,7 +63,7 @@ def estimate_whole(
     keypoints = _look(estimator, wides, sizes, boxes)
     moved = np.arange(len(boxes))
     for _ in range(LOOKS - 1):
-        nearer = {n: _around(keypoints[n], *sizes[n]) for n in moved}
+        nearer = {n: _around(keypoints[n], boxes[n]) for n in moved}
         moved = np.array([n for n, box in nearer.items() if box is not None], np.int64)
         if not len(moved):
             break
@@ -98,11 +99,12 @@ def _in_wide(box: Floats, size: NDArray[np.int64], side: int) -> Floats:
     return np.concatenate([centre - (extent - 1) / 2, extent])
 
 
-def _around(points: NDArray[np.float32], width: int, height: int) -> Floats | None:
-    """The box around the sure ones of keypoints (K, 3); None where they are too few."""
+def _around(points: NDArray[np.float32], before: Floats) -> Floats | None:
+    """The box around the sure ones of keypoints (K, 3), at least _SMALLEST as large as the one
+    before; None where they are too few."""
     sure = points[:, 2] >= _SURE
     if sure.mean() < _LEAST_SHARE:
         return None
     box = box_of_points(points[sure, :2].astype(np.float64))
-    grown = np.maximum(box[2:], _LEAST_SIDE * max(width, height))
-    return np.concatenate([box[:2] - (grown - box[2:]) / 2, grown])
+    size = box[2:] * max(1.0, _SMALLEST * before[2:].max() / box[2:].max())
+    return np.concatenate([box[:2] - (size - box[2:]) / 2, size])

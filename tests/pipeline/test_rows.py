@@ -127,11 +127,12 @@ def test_rows_have_exactly_the_schema() -> None:
     ("source", "scores"),
     [
         ("detector", [0.9 * 0.4, 0.5 * 0.4]),
+        ("person-net", [0.9 * 0.4, 0.5 * 0.4]),
         ("given", [0.4, 0.4]),
         ("whole-image", [0.4, 0.4]),
     ],
 )
-def test_a_score_counts_the_box_where_it_was_detected(source: str, scores: list[float]) -> None:
+def test_a_score_counts_the_box_where_it_was_found(source: str, scores: list[float]) -> None:
     table = annotation_rows(crops_table([unit_rows(0, [2], source=source)]), keypoints(2), K)
     assert table["score"].to_pylist() == pytest.approx(scores)
     assert table["box_score"].to_pylist() == pytest.approx([0.9, 0.5])
