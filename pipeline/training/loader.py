@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from cpm_core.augment import Augmentation, Sample, training_crop
@@ -18,44 +17,58 @@ from pipeline.samples import RowReader, TableFiles, decode_sample
 
 
 @dataclass(frozen=True)
-class CropMaker:
-    """Turns the row numbers of a step into training crops."""
+class Step:
+    """One worker's share of a step: row numbers of the samples table, crops of `size` pixels."""
 
-    files: TableFiles
-    skeleton: Skeleton
-    box_factor: float
-    augmentation: Augmentation
-    seed: int
+    rows: list[int]
+    epoch: int
+    size: int
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        cv2.setNumThreads(1)
-        (step,) = table.to_pylist()
-        samples, failed = [], []
-        for row in _reader(self.files).read(step["rows"]):
-            crop, problem = self._crop(row, step["size"], step["epoch"])
-            samples.append(crop)
-            failed += [problem] if problem else []
-        return _pack(samples, failed)
 
-    def _crop(self, row: dict[str, Any], size: int, epoch: int) -> tuple[Sample, str | None]:
-        """A sample that cannot be read becomes a grey crop without labels, and is named."""
-        seed = (self.seed, epoch, int(row["sample_id"]))
-        try:
-            sample = decode_sample(row, self.files.options)
-        except UsageError as error:
-            return _blank(size, len(self.skeleton)), str(error)
-        crop = training_crop(sample, self.skeleton, size, self.box_factor, self.augmentation, seed)
-        return crop, None
+@dataclass(frozen=True)
+class Crops:
+    """The crops of a step, with the shapes of `cpm_core.training.Batch`, as they travel.
+
+    P, the number of other people, is the largest in the step. `failed` says which samples could not
+    be read.
+    """
+
+    crops: NDArray[np.uint8]
+    keypoints: NDArray[np.float32]
+    labelled: NDArray[np.bool_]
+    others: NDArray[np.float32]
+    others_labelled: NDArray[np.bool_]
+    failed: list[str]
 
 
 class Loader:
-    """A `CropMaker` as an actor of Ray Data."""
+    """Turns steps into training crops."""
 
-    def __init__(self, maker: CropMaker) -> None:
-        self.maker = maker
+    def __init__(self, files: TableFiles, skeleton: Skeleton, box_factor: float, seed: int) -> None:
+        self.files, self.skeleton = files, skeleton
+        self.box_factor, self.seed = box_factor, seed
+        cv2.setNumThreads(1)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return self.maker(table)
+    def load(self, step: Step, augmentation: Augmentation) -> Crops:
+        """The crops of a step, the same whoever makes them."""
+        samples, failed = [], []
+        for row in _reader(self.files).read(step.rows):
+            crop, problem = self._crop(row, step, augmentation)
+            samples.append(crop)
+            failed += [problem] if problem else []
+        return collate(samples, failed)
+
+    def _crop(
+        self, row: dict[str, Any], step: Step, augmentation: Augmentation
+    ) -> tuple[Sample, str | None]:
+        """A sample that cannot be read becomes a grey crop without labels, and is named."""
+        seed = (self.seed, step.epoch, int(row["sample_id"]))
+        try:
+            sample = decode_sample(row, self.files.options)
+        except UsageError as error:
+            return _blank(step.size, len(self.skeleton)), str(error)
+        crop = training_crop(sample, self.skeleton, step.size, self.box_factor, augmentation, seed)
+        return crop, None
 
 
 @lru_cache(maxsize=1)
@@ -73,8 +86,8 @@ def _blank(size: int, joints: int) -> Sample:
     )
 
 
-def _pack(samples: list[Sample], failed: list[str]) -> pa.Table:
-    """One row: arrays as bytes. The number of other people is the largest in the batch."""
+def collate(samples: list[Sample], failed: list[str]) -> Crops:
+    """Samples with crops of one size as arrays; fewer other people are filled up with nobody."""
     joints = samples[0].labelled.shape[0]
     people = max(len(s.others) for s in samples)
     others = np.zeros((len(samples), people, joints, 2), np.float32)
@@ -83,15 +96,11 @@ def _pack(samples: list[Sample], failed: list[str]) -> pa.Table:
         if count := len(sample.others):
             others[i, :count] = sample.others
             others_labelled[i, :count] = sample.others_labelled
-    arrays: dict[str, NDArray[Any]] = {
-        "crops": np.stack([s.image for s in samples]),
-        "keypoints": np.stack([s.keypoints for s in samples]).astype(np.float32),
-        "labelled": np.stack([s.labelled for s in samples]),
-        "others": others,
-        "others_labelled": others_labelled,
-    }
-    columns: dict[str, Any] = {
-        name: pa.array([array.tobytes()], pa.large_binary()) for name, array in arrays.items()
-    }
-    columns |= {f"{name}_shape": [list(array.shape)] for name, array in arrays.items()}
-    return pa.table({**columns, "failed": pa.array([failed], pa.list_(pa.string()))})
+    return Crops(
+        np.stack([s.image for s in samples]),
+        np.stack([s.keypoints for s in samples]).astype(np.float32),
+        np.stack([s.labelled for s in samples]),
+        others,
+        others_labelled,
+        failed,
+    )

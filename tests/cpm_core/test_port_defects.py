@@ -330,7 +330,7 @@ def test_b9_selection_uses_the_tuning_split_only(tmp_path, monkeypatch):
     ray.loop(samples).run()
     read = {"train": [], "tune": []}
     for step in ray.data_steps:
-        read["tune" if set(step["rows"]) <= set(place["tune"]) else "train"] += step["rows"]
+        read["tune" if set(step.rows) <= set(place["tune"]) else "train"] += step.rows
     epochs = 2
     assert sorted(read["train"]) == sorted(place["train"] * epochs)
     assert sorted(read["tune"]) == sorted(place["tune"] * epochs)
@@ -369,7 +369,7 @@ def test_b10_measuring_happens_once_per_epoch(tmp_path, monkeypatch):
     ray.loop(write_table(tmp_path / "samples.parquet", rows)).run()
     assert [r["step"] for r in ray.board.of("progress")] == list(range(1, 11))
     assert [r["step"] for r in ray.board.of("epoch")] == [5, 10]
-    tuned = [step for step in ray.data_steps if set(step["rows"]) <= set(range(4))]
+    tuned = [step for step in ray.data_steps if set(step.rows) <= set(range(4))]
     assert len(tuned) == 2
 
 

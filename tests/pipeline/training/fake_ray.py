@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
-import pyarrow as pa
 import pytest
 import ray
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from cpm_core.augment import Augmentation
 from cpm_core.config import preset
 from cpm_core.model import Cpm
 from cpm_core.recipe import Phase, Recipe
 from pipeline.samples import SampleTable
 from pipeline.storage import StorageOptions
 from pipeline.training import loop
+from pipeline.training.loader import Crops, Loader, Step
 from pipeline.training.loop import Loop, WorkerInputs
 
 RECIPE = Recipe(
@@ -60,7 +60,7 @@ class FakeRay:
     preempted_nodes: Callable[[], list[str]] = list
     checkpoint: ray.train.Checkpoint | None = None
     reported_steps: list[int] = field(default_factory=list)
-    data_steps: list[dict[str, Any]] = field(default_factory=list)
+    data_steps: list[Step] = field(default_factory=list)
     _now: float = 0.0
 
     def install(self, patch: pytest.MonkeyPatch) -> Self:
@@ -75,7 +75,7 @@ class FakeRay:
         patch.setattr(ray, "get", lambda value: value)
         node = SimpleNamespace(get_node_id=lambda: "here")
         patch.setattr(ray, "get_runtime_context", lambda: node)
-        patch.setattr(ray.data, "from_items", lambda items, **_: _Steps(items, self.data_steps))
+        patch.setattr(ray, "remote", _in_this_process(self.data_steps))
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(ray.train, "get_checkpoint", lambda: self.checkpoint)
         patch.setattr(ray.train, "get_preemption_info", self._preemption)
@@ -135,23 +135,25 @@ class FakeRay:
             shutil.rmtree(checkpoint.path)
 
 
-class _Steps:
-    """A Ray Data graph of one operator, run when it is read."""
+def _in_this_process(log: list[Step]) -> Callable[..., Any]:
+    """In the place of `ray.remote`: loaders that work when they are asked."""
 
-    def __init__(self, steps: list[dict[str, Any]], log: list[dict[str, Any]]) -> None:
-        self.steps, self.log = steps, log
-        self.loader: Any = None
+    def remote(**_: Any) -> Callable[[type[Loader]], Any]:
+        def actor(kind: type[Loader]) -> Any:
+            def make(*args: Any) -> Any:
+                loader = kind(*args)
 
-    def map_batches(
-        self, loader: Any, fn_constructor_args: tuple[Any, ...] = (), **_: Any
-    ) -> _Steps:
-        self.loader = loader(*fn_constructor_args) if isinstance(loader, type) else loader
-        return self
+                def load(step: Step, augmentation: Augmentation) -> Crops:
+                    log.append(step)
+                    return loader.load(step, augmentation)
 
-    def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
-        for step in self.steps:
-            self.log.append(step)
-            yield self.loader(pa.Table.from_pylist([step]))
+                return SimpleNamespace(load=SimpleNamespace(remote=load))
+
+            return SimpleNamespace(remote=make)
+
+        return actor
+
+    return remote
 
 
 def refuse_clusters(patch: pytest.MonkeyPatch) -> None:

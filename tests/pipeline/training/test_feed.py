@@ -1,4 +1,4 @@
-"""Which rows a worker reads in which step, with Ray Data's part played in this process."""
+"""Which rows a worker reads in which step, with the loaders in this process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import ray.data
 
 from cpm_core.recipe import Phase
 from pipeline.samples import SampleTable
-from pipeline.training import feed as module
 from pipeline.training.feed import Feed, Place
+from pipeline.training.loader import Step
 from tests.pipeline.training.fake_ray import RECIPE, FakeRay
 
 
 def steps(
     fake_ray: FakeRay, samples: str, first: int = 0, rank: int = 0, world: int = 1, **changes: Any
-) -> list[dict[str, Any]]:
+) -> list[Step]:
     """What is read from a step on."""
     fake_ray.data_steps.clear()
     feed = Feed(SampleTable(samples), replace(RECIPE, **changes), Place(rank, world, 1), print)
@@ -29,24 +29,20 @@ def steps(
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 4, 5, 6])
-@pytest.mark.parametrize("per_graph", [1, 2, 4, 1024])
-def test_a_run_goes_on_at_any_step(
-    fake_ray: FakeRay, samples: str, monkeypatch: pytest.MonkeyPatch, first: int, per_graph: int
-) -> None:
-    """With the very rows and sizes that would have come; graphs may end anywhere."""
+def test_a_run_goes_on_at_any_step(fake_ray: FakeRay, samples: str, first: int) -> None:
+    """With the very rows and sizes that would have come."""
     phases = (Phase(0, 32), Phase(0.5, 64))
     whole = steps(fake_ray, samples, phases=phases)
-    monkeypatch.setattr(module, "_STEPS_PER_GRAPH", per_graph)
     assert steps(fake_ray, samples, first, phases=phases) == whole[first:]
 
 
 def test_every_epoch_has_each_row_once_in_another_order(fake_ray: FakeRay, samples: str) -> None:
     """Twelve rows of the split, three steps of four."""
     read = steps(fake_ray, samples)
-    first, second = ([r for s in read[i : i + 3] for r in s["rows"]] for i in (0, 3))
+    first, second = ([r for s in read[i : i + 3] for r in s.rows] for i in (0, 3))
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
-    assert [s["epoch"] for s in read] == [0, 0, 0, 1, 1, 1]
+    assert [s.epoch for s in read] == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -55,7 +51,7 @@ def test_workers_share_each_step(fake_ray: FakeRay, samples: str, world: int) ->
     alone = steps(fake_ray, samples)
     shares = [steps(fake_ray, samples, rank=rank, world=world) for rank in range(world)]
     for one, *parts in zip(alone, *shares, strict=True):
-        assert sorted(one["rows"]) == sorted(r for part in parts for r in part["rows"])
+        assert sorted(one.rows) == sorted(r for part in parts for r in part.rows)
 
 
 @pytest.mark.parametrize("world", [1, 3, 5])
@@ -64,7 +60,7 @@ def test_workers_share_the_tuning_split(fake_ray: FakeRay, samples: str, world: 
     table = SampleTable(samples)
     for rank in range(world):
         list(Feed(table, RECIPE, Place(rank, world, 1), print).tune(32))
-    assert sorted(r for s in fake_ray.data_steps for r in s["rows"]) == [12, 13, 14, 15]
+    assert sorted(r for s in fake_ray.data_steps for r in s.rows) == [12, 13, 14, 15]
 
 
 def test_ray_is_out_of_reach_here(fake_ray: FakeRay) -> None:

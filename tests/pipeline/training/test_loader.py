@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -15,33 +14,32 @@ from cpm_core.augment import NONE, Augmentation, Sample, training_crop
 from cpm_core.training import Batch
 from pipeline.samples import SampleTable, decode_sample
 from pipeline.training import loader as module
-from pipeline.training.feed import _unpack
-from pipeline.training.loader import CropMaker, _pack
+from pipeline.training.feed import to_batch
+from pipeline.training.loader import Loader, Step, collate
 from tests.pipeline.training.labelled import LSP, person, row, write_table
 
 ROWS = [row(i, others=[person(100 + i + p) for p in range(i % 3)]) for i in range(10)]
 
 
-def maker(path: str, augmentation: Augmentation | None = None, seed: int = 5) -> CropMaker:
+def loader(path: str, seed: int = 5) -> Loader:
     table = SampleTable(path)
-    return CropMaker(table.files, table.skeleton, 1.25, augmentation or Augmentation(), seed)
+    return Loader(table.files, table.skeleton, 1.25, seed)
 
 
-def crops(make: CropMaker, rows: list[int], size: int = 32, epoch: int = 0) -> Batch:
-    step = {"rows": rows, "epoch": epoch, "size": size}
-    return _unpack(make(pa.Table.from_pylist([step])))
+def crops(loader: Loader, rows: list[int], size: int = 32, epoch: int = 0) -> Batch:
+    return to_batch(loader.load(Step(rows, epoch, size), Augmentation()))
 
 
 def test_crops_are_the_same_whoever_makes_them(tmp_path: Path) -> None:
     """In other company, in another order, by another process, from a table cut otherwise."""
     path = write_table(tmp_path / "a.parquet", ROWS)
-    make = maker(path)
-    together = crops(make, list(range(10)))
+    one = loader(path)
+    together = crops(one, list(range(10)))
     module._reader.cache_clear()
     moved = write_table(tmp_path / "b.parquet", ROWS[::-1], group_rows=3)
     for other, rows in (
-        (pickle.loads(pickle.dumps(make)), [7, 2, 9]),
-        (maker(moved), [9 - 7, 9 - 2, 9 - 9]),
+        (pickle.loads(pickle.dumps(one)), [7, 2, 9]),
+        (loader(moved), [9 - 7, 9 - 2, 9 - 9]),
     ):
         few = crops(other, rows)
         for place, number in enumerate((7, 2, 9)):
@@ -54,8 +52,8 @@ def test_crops_are_the_same_whoever_makes_them(tmp_path: Path) -> None:
 def test_what_crops_depend_on(tmp_path: Path, seed: int, epoch: int, size: int) -> None:
     """Seed and epoch move every crop; the size does not move it, but scales it."""
     path = write_table(tmp_path / "a.parquet", ROWS)
-    one = crops(maker(path), [0, 1, 2])
-    other = crops(maker(path, seed=seed), [0, 1, 2], size, epoch)
+    one = crops(loader(path), [0, 1, 2])
+    other = crops(loader(path, seed=seed), [0, 1, 2], size, epoch)
     # The middle of a crop of side S is (S - 1) / 2.
     expected = (one.keypoints + 0.5) * size / 32 - 0.5
     assert torch.allclose(other.keypoints, expected, atol=1e-3) is (size == 64)
@@ -65,7 +63,7 @@ def test_what_crops_depend_on(tmp_path: Path, seed: int, epoch: int, size: int) 
 def test_it_is_the_training_crop_of_the_row(tmp_path: Path) -> None:
     """By the seed (run, epoch, sample)."""
     rows = [row(i, sample_id=40 + i) for i in range(3)]
-    batch = crops(maker(write_table(tmp_path / "a.parquet", rows)), [2, 0], epoch=6)
+    batch = crops(loader(write_table(tmp_path / "a.parquet", rows)), [2, 0], epoch=6)
     for place, number in enumerate((2, 0)):
         seed = (5, 6, 40 + number)
         crop = training_crop(decode_sample(rows[number]), LSP, 32, 1.25, Augmentation(), seed)
@@ -89,12 +87,11 @@ def test_a_bad_sample_is_grey_and_named(
     """It keeps its place in the batch, so that the others keep theirs."""
     others = [person(50 + p) for p in range(people)]
     rows = [row(0, others=others), row(1, others=others, **values), row(2)]
-    make = maker(write_table(tmp_path / "a.parquet", rows), NONE)
-    table = make(pa.Table.from_pylist([{"rows": [0, 1, 2], "epoch": 0, "size": 32}]))
-    (problem,) = table["failed"][0].as_py()
+    loaded = loader(write_table(tmp_path / "a.parquet", rows)).load(Step([0, 1, 2], 0, 32), NONE)
+    (problem,) = loaded.failed
     assert problem.startswith("sample figure-1.png: ")
     assert message in problem
-    batch = _unpack(table)
+    batch = to_batch(loaded)
     assert (batch.crops[1] == 128).all()
     assert batch.labelled.any(dim=1).tolist() == [True, False, True]
     if people:
@@ -105,7 +102,7 @@ def test_a_bad_sample_is_grey_and_named(
 def test_only_bad_samples(tmp_path: Path) -> None:
     """A batch all the same."""
     rows = [row(i, image=b"x") for i in range(3)]
-    batch = crops(maker(write_table(tmp_path / "a.parquet", rows)), [0, 1, 2])
+    batch = crops(loader(write_table(tmp_path / "a.parquet", rows)), [0, 1, 2])
     assert (batch.crops == 128).all()
     assert not batch.labelled.any()
     assert batch.others is None
@@ -126,10 +123,9 @@ def test_what_is_packed_comes_out_again(people: tuple[int, ...]) -> None:
         )
         for count in people
     ]
-    table = _pack(samples, ["a problem"])
-    assert table.num_rows == 1
-    assert table["failed"][0].as_py() == ["a problem"]
-    batch = _unpack(table)
+    collated = collate(samples, ["a problem"])
+    assert collated.failed == ["a problem"]
+    batch = to_batch(collated)
     assert batch.crops.dtype == torch.uint8
     assert batch.keypoints.dtype == torch.float32
     assert batch.labelled.dtype == torch.bool
@@ -152,8 +148,10 @@ def test_what_is_packed_comes_out_again(people: tuple[int, ...]) -> None:
 
 
 def test_what_comes_out_may_be_written_to() -> None:
-    """A block of the object store may not, which torch would only warn of."""
+    """An array of the object store may not, which torch would only warn of."""
     plain = Sample(np.zeros((4, 4, 3), np.uint8), np.zeros(4), np.zeros((2, 2)), np.ones(2, bool))
-    batch = _unpack(_pack([plain], []))
+    collated = collate([plain], [])
+    collated.crops.flags.writeable = False
+    batch = to_batch(collated)
     for tensor in (batch.crops, batch.keypoints, batch.labelled):
         tensor.zero_()

@@ -285,7 +285,7 @@ def test_crop_sizes_follow_the_phases(fake_ray: FakeRay, samples: str) -> None:
     fake_ray.loop(samples, recipe).run()
     assert [r["size"] for r in fake_ray.board.of("progress")] == [64, 64, 64, 32, 32, 32]
     assert [r["size"] for r in fake_ray.board.of("epoch")] == [64, 32]
-    cut = sorted((step["epoch"], step["size"]) for step in fake_ray.data_steps)
+    cut = sorted((step.epoch, step.size) for step in fake_ray.data_steps)
     # Tuning crops, which have no epoch, count as the first one's.
     assert cut == [(0, 32), *[(0, 64)] * 4, *[(1, 32)] * 3]
 
