@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cpm_core.config import STRIDE
 from cpm_core.decode import decode
+from cpm_core.geometry import inside
 from cpm_core.lite import LiteTrunk
 from cpm_core.losses import LOSSES
 from cpm_core.metrics import Pck, limb_joints, pck_lspet
@@ -197,7 +198,7 @@ def stage_pck(
 ) -> list[Pck]:
     """PCK@0.2 after each stage, on plain crops: limb joints, or all where a skeleton has none.
 
-    Leaves the model in eval mode.
+    Joints outside their crop do not count. Leaves the model in eval mode.
     """
     predicted: list[list[np.ndarray]] = []
     labels, labelled = [], []
@@ -210,8 +211,9 @@ def stage_pck(
             decode(stage[:, :-1], model.config.cell_offset)[..., :2].cpu().numpy() for stage in maps
         ]
         predicted.append(points)
+        size = batch.crops.shape[1]
         labels.append(batch.keypoints.cpu().numpy())
-        labelled.append(batch.labelled.cpu().numpy())
+        labelled.append(batch.labelled.cpu().numpy() & inside(labels[-1], size, size))
     if not labels:
         return []
     limbs = limb_joints(skeleton)

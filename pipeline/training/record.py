@@ -35,6 +35,7 @@ _SETTINGS = {
     "augmentation.shift": "augment_shift",
     "augmentation.flip": "augment_flip",
     "augmentation.erase": "augment_erase",
+    "augmentation.part": "augment_part",
     "augmentation.brightness": "augment_color",
     "augmentation.contrast": "augment_color",
     "augmentation.color": "augment_color",

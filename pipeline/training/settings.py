@@ -121,6 +121,9 @@ class TrainSettings(Settings):
     augment_color: float = setting(
         "result", 1.0, "strength of changes in brightness, contrast and colour", ge=0, le=4
     )
+    augment_part: float = setting(
+        "result", 0.0, "share of crops that are laid around a part of the body", ge=0, le=1
+    )
     augment_erase: float = setting(
         "result", 0.0, "share of crops with parts painted over", ge=0, le=1
     )
@@ -248,6 +251,7 @@ class TrainSettings(Settings):
             contrast=plain.contrast * self.augment_color,
             color=plain.color * self.augment_color,
             erase=self.augment_erase,
+            part=self.augment_part,
         )
 
     def network(self, joints: int) -> CpmConfig:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cpm_core.augment import NONE, Augmentation, Sample, training_crop
-from cpm_core.geometry import crop_matrix, transform, warp
+from cpm_core.geometry import crop_matrix, inside, transform, warp
+from cpm_core.skeleton import load_skeleton
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 STILL = replace(Augmentation(), brightness=0, contrast=0, color=0)
@@ -108,13 +109,15 @@ def test_joints_outside_the_crop_and_unlabelled_ones(sample, hands):
     keypoints[2] = [-500, 20]
     odd = replace(sample, keypoints=keypoints, labelled=np.array([True, False, True]))
     crop = training_crop(odd, hands, 96, 1.25, NONE, (0,))
-    assert crop.labelled.tolist() == [True, False, False]
+    # One that is known to be outside is a lesson: its map is empty.
+    assert crop.labelled.tolist() == [True, False, True]
+    assert crop.keypoints[2, 0] < 0
     flipped = [
         training_crop(odd, hands, 96, 1.25, replace(NONE, flip=True), (i,)).labelled.tolist()
         for i in range(12)
     ]
-    assert sorted(map(tuple, flipped))[0] == (False, True, False)
-    assert sorted(map(tuple, flipped))[-1] == (True, False, False)
+    assert sorted(map(tuple, flipped))[0] == (False, True, True)
+    assert sorted(map(tuple, flipped))[-1] == (True, False, True)
 
 
 def test_colours_change_but_not_places(hands):
@@ -147,3 +150,30 @@ def test_erasing_paints_over_parts_and_keeps_the_labels(sample, hands):
         assert changed <= 3 * 0.25**2
         erased += changed > 0
     assert 8 < erased < 32
+
+
+def test_some_crops_show_a_part_of_the_body():
+    rng = np.random.default_rng(0)
+    skeleton = load_skeleton("lsp14")
+    image = rng.integers(0, 255, (400, 300, 3), np.uint8)
+    keypoints = rng.uniform([100, 50], [200, 350], (14, 2))
+    box = np.array([100.0, 50, 100, 300])
+    person = Sample(image, box, keypoints, np.ones(14, bool))
+    whole = training_crop(person, skeleton, 96, 1.25, NONE, (0,))
+    spread = np.ptp(whole.keypoints, axis=0).max()
+    seen, larger = [], 0
+    for i in range(60):
+        crop = training_crop(person, skeleton, 96, 1.25, replace(NONE, part=0.5), (i,))
+        assert crop.labelled.all()
+        magnification = np.ptp(crop.keypoints, axis=0).max() / spread
+        # A part is never less than a quarter of the person.
+        assert 0.99 < magnification < 4.01
+        larger += magnification > 1.05
+        seen.append(inside(crop.keypoints, 96, 96).sum())
+    assert 15 < larger < 45
+    assert min(seen) < 12
+    # At least the chosen joints, 40 % of 14, are in the crop.
+    assert min(seen) >= 6
+    few = replace(person, labelled=np.arange(14) < 5)
+    crop = training_crop(few, skeleton, 96, 1.25, replace(NONE, part=1.0), (0,))
+    assert abs(np.ptp(crop.keypoints, axis=0).max() / spread - 1) < 1e-6

@@ -86,6 +86,7 @@ def test_what_makes_no_difference(store: Place, identify: Identity, values: dict
         ({"box_factor": 1.5}, {"--box-factor"}),
         ({"augment_scale": [0.5, 2]}, {"--augment-scale"}),
         ({"augment_erase": 0.5}, {"--augment-erase"}),
+        ({"augment_part": 0.5}, {"--augment-part"}),
         ({"label_sigma": [1, 1]}, {"--label-sigma"}),
         ({"augment_rotation": 5}, {"--augment-rotation"}),
         ({"augment_shift": 0}, {"--augment-shift"}),

@@ -61,6 +61,7 @@ def test_the_releases_recipe() -> None:
         (["--precision", "fp32"], {"bf16": False}),
         (["--box-factor", "2"], {"box_factor": 2.0}),
         (["--seed", "9"], {"seed": 9}),
+        (["--augment-part", "0.2"], {"augmentation": Augmentation(part=0.2)}),
         (["--augment-erase", "0.5"], {"augmentation": Augmentation(erase=0.5)}),
         (["--augment-scale", "1", "1"], {"augmentation": Augmentation(scale=(1, 1))}),
         (["--augment-rotation", "0"], {"augmentation": Augmentation(rotation_degrees=0)}),
