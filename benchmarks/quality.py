@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import quality_table
+import quality_threads  # noqa: F401 (before torch)
 import torch
 from quality_data import LEAST_SCORE, SKELETON, Floats, Set, coco_people, lspet_val, main_person
 from quality_measure import Results, pck, similarity

@@ -138,4 +138,6 @@ def _session(path: Path, threads: int) -> ort.InferenceSession:
         raise FileNotFoundError(f"no network at {path}: --shared names the folder with weights/")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # As for torch, see `quality_threads`: on a busy machine this is what makes it fast.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
