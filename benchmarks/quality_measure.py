@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from cpm_core.metrics import (
     limb_joints,
     lspet_errors,
 )
+from cpm_core.poses import person_score
 
 THRESHOLD = 0.2
 _LIMBS = limb_joints(SKELETON)
@@ -43,12 +43,11 @@ class Results:
         return np.concatenate([k for k in self._keypoints if len(k) == stages], axis=1)
 
     def people(self) -> PredictedPeople:
-        """After the last stage; a person's score is the box's times the mean of its joints'."""
+        """After the last stage, scored as by `posemill annotate`, from the joints that are there."""
         keypoints = np.concatenate([k[-1] for k in self._keypoints])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            mean = np.nanmean(keypoints[..., 2], axis=1)
-        score = np.concatenate(self._scores) * mean
+        beliefs = keypoints[..., 2]
+        known = ~np.isnan(beliefs).any(axis=0)
+        score = person_score(beliefs[:, known], np.concatenate(self._scores))
         return PredictedPeople(np.concatenate(self._pictures), keypoints[..., :2], score)
 
 
