@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cpm_core.finder import PoseFinder, Poses
 from cpm_core.metrics import PredictedPeople, average_precision
-from cpm_core.poses import SAME_PERSON, without_doubles
+from cpm_core.poses import SAME_PERSON, person_score, without_doubles
 from cpm_core.skeleton import Skeleton
 from pipeline.evaluation.comparison import by_name, ignored_of, labels_of, picture_key
 from pipeline.people import locator_of
@@ -45,7 +45,7 @@ SCORES: dict[str, Score] = {
     "box": lambda box, joints: box,
     "mean joint": lambda box, joints: joints.mean(axis=1),
     "box x mean joint": lambda box, joints: box * joints.mean(axis=1),
-    "root of box x mean joint": lambda box, joints: np.sqrt(box) * joints.mean(axis=1),
+    "root of box x mean joint": lambda box, joints: person_score(joints, box),
     "box x mean of sure joints": lambda box, joints: box * mean_of_sure(joints),
     "box x share of sure joints": lambda box, joints: box * (joints >= SURE).mean(axis=1),
     "box x best half": lambda box, joints: box * np.sort(joints)[:, joints.shape[1] // 2 :].mean(1),
@@ -86,7 +86,7 @@ def main() -> None:
         print(f"{'doubles from an OKS of':<28}")
         for threshold in OKS_THRESHOLDS:
             shown = "none dropped" if threshold > 1 else f"{threshold:g}"
-            print(f"{shown:<28}{line(split, SCORES['box x mean joint'], threshold, *skeletons)}")
+            print(f"{shown:<28}{line(split, SCORES['root of box x mean joint'], threshold, *skeletons)}")
 
 
 def found_in(table: SampleTable, split: str, finder: PoseFinder) -> Split:

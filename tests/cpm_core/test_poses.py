@@ -60,7 +60,7 @@ def test_small_people_close_together_are_two():
     assert kept((0, 0.9), (3, 0.8)) == [0]
 
 
-def test_a_person_score_is_the_boxs_times_the_mean_of_the_joints():
+def test_a_person_score_is_the_root_of_the_boxs_times_the_mean_of_the_joints():
     joints = np.array([[0.0, 0.5, 1.0], [0.2, 0.2, 0.2]])
-    assert person_score(joints, np.array([0.5, 1.0])).tolist() == pytest.approx([0.25, 0.2])
+    assert person_score(joints, np.array([0.25, 1.0])).tolist() == pytest.approx([0.25, 0.2])
     assert person_score(np.empty((0, 3)), np.empty(0)).shape == (0,)

@@ -126,8 +126,8 @@ def test_rows_have_exactly_the_schema() -> None:
 @pytest.mark.parametrize(
     ("source", "scores"),
     [
-        ("detector", [0.9 * 0.4, 0.5 * 0.4]),
-        ("person-net", [0.9 * 0.4, 0.5 * 0.4]),
+        ("detector", [0.9**0.5 * 0.4, 0.5**0.5 * 0.4]),
+        ("person-net", [0.9**0.5 * 0.4, 0.5**0.5 * 0.4]),
         ("given", [0.4, 0.4]),
         ("whole-image", [0.4, 0.4]),
     ],
