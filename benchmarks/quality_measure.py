@@ -43,7 +43,7 @@ class Results:
         return np.concatenate([k for k in self._keypoints if len(k) == stages], axis=1)
 
     def people(self) -> PredictedPeople:
-        """After the last stage, scored as by `posemill annotate`, from the joints that are there."""
+        """After the last stage, scored as by `posemill annotate`, by the joints that are there."""
         keypoints = np.concatenate([k[-1] for k in self._keypoints])
         beliefs = keypoints[..., 2]
         known = ~np.isnan(beliefs).any(axis=0)
