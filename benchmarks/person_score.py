@@ -86,7 +86,8 @@ def main() -> None:
         print(f"{'doubles from an OKS of':<28}")
         for threshold in OKS_THRESHOLDS:
             shown = "none dropped" if threshold > 1 else f"{threshold:g}"
-            print(f"{shown:<28}{line(split, SCORES['root of box x mean joint'], threshold, *skeletons)}")
+            score = SCORES["root of box x mean joint"]
+            print(f"{shown:<28}{line(split, score, threshold, *skeletons)}")
 
 
 def found_in(table: SampleTable, split: str, finder: PoseFinder) -> Split:

@@ -24,6 +24,31 @@ pytestmark = [
 ]
 
 
+@pytest.mark.skipif(
+    not (FOLDER / "person-net.safetensors").exists(), reason="needs the shipped locator"
+)
+def test_people_are_found_without_being_asked_for(tmp_path: Path, posemill: Job) -> None:
+    """Without `--people` the shipped locator does it, and the table says so."""
+    out = str(tmp_path / "out")
+    result = posemill("annotate", str(COCO / "images"), out, "--limit", "8")
+    assert result.returncode == 0, result.stderr
+    table = read_table(out)
+    assert_accounted(table, 8)
+    rows = [row for row in table.to_pylist() if row["status"] == "ok"]
+    assert {row["box_source"] for row in rows} == {"person-net"}
+    assert len({row["uri"] for row in rows}) >= 5
+    for row in rows:
+        expected = row["box_score"] ** 0.5 * np.mean(row["keypoint_score"])
+        assert row["score"] == pytest.approx(expected, abs=1e-3)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["people"]["locator"] == "person-net"
+    assert run["settings"]["people"] == f"person-net:{run['people']['locator_sha256']}"
+    assert run["settings"]["person_threshold"] == run["people"]["threshold"] > 0
+    refused = posemill("annotate", str(COCO / "images"), out, "--person-threshold", "0.9")
+    assert refused.returncode == 2
+    assert "person_threshold" in refused.stderr
+
+
 def test_detector_finds_people_and_preview_draws_them(tmp_path: Path, posemill: Job) -> None:
     """Most large people of everyday pictures get a box; the contact sheet shows them."""
     out = str(tmp_path / "out")
