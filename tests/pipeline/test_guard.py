@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
+from cpm_core.locators import LocatorSpec
+from cpm_core.weights import FOLDER
 from pipeline.errors import InputError
 from pipeline.guard import Decoder
 from pipeline.messages import FrameResult
@@ -196,6 +198,28 @@ def test_a_picture_too_large_for_the_limit_is_out_of_memory(folder: Path) -> Non
             frames(decoder, "s3://b/x.png", data=bytes(300 << 20))
         assert caught.value.code == "out_of_memory"
         assert works(decoder, folder)
+
+
+@pytest.mark.skipif(
+    not (FOLDER / "person-net.safetensors").exists(), reason="needs the shipped locator"
+)
+def test_a_person_net_works_under_the_smallest_limit_on_memory(folder: Path) -> None:
+    """What torch itself takes is not counted; what a picture takes is."""
+    config = decoder_config(
+        people=LocatorSpec("person-net", 0.3, "sha"), max_memory=512, max_seconds=60.0
+    )
+    with Decoder(config) as decoder:
+        unit = Unit(0, 0, f"{folder}/v.mp4", "video", start_pts=0, start_frame=0, frames=30)
+        results = [result for result, _ in decoder.frames(unit, None)]
+        assert [result.frame_index for result in results] == list(range(30))
+        assert {result.source for result in results} == {"person-net"}
+        before = pid_of(decoder)
+        with pytest.raises(InputError) as caught:
+            frames(decoder, "s3://b/x.png", data=bytes(600 << 20))
+        assert caught.value.code == "out_of_memory"
+        [(result, _)] = frames(decoder, folder / "good.png")
+        assert (result.source, result.width) == ("person-net", 60)
+        assert pid_of(decoder) != before
 
 
 def test_videos_are_read_from_s3(s3_place: Place, folder: Path) -> None:
