@@ -1,7 +1,7 @@
 """Depthwise convolutions whose weight gradient is as fast as their forward pass on CPUs.
 
 PyTorch hands the weight gradient of a depthwise convolution to oneDNN, which for kernels of 5x5 and
-more takes twenty to forty times as long as the forward pass, half of a training step of `cpm-lite`.
+more takes many times as long as the forward pass, and longest in bf16.
 The gradient is itself a depthwise convolution: of each sample's input with that sample's output
 gradient as kernel. Written so, it is as fast as any other (`benchmarks/depthwise.py`).
 """
