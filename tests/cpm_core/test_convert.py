@@ -10,6 +10,7 @@ from cpm_core.config import preset
 from cpm_core.convert import convert, main
 from cpm_core.errors import WeightsError
 from cpm_core.skeleton import load_skeleton
+from cpm_core.weights import load_weights
 
 STAGES, JOINTS = 3, 14
 MAPS = JOINTS + 1
@@ -118,8 +119,9 @@ def test_command_line_writes_weights_that_load(checkpoint, tmp_path, capsys):
     estimator = cpm_core.load(str(output), device="cpu")
     assert estimator.info.config.cell_offset == 0
     model = convert(checkpoint, load_skeleton("lsp14"))[0]
+    loaded = load_weights(output)
     for name, value in model.state_dict().items():
-        assert torch.equal(estimator.model.state_dict()[name], value)
+        assert torch.equal(loaded.tensors[name], value)
 
 
 @pytest.mark.parametrize(
