@@ -161,9 +161,12 @@ class Estimator:
         return points.cpu().numpy()
 
     def _padded(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """On a GPU, repeat the last crop up to the next fixed batch size: few shapes, few plans."""
+        """On a GPU, repeat the last crop up to the next fixed batch size: few shapes, few plans.
+
+        Torch takes writable arrays only; those of an Arrow table are not.
+        """
         if self.device.type != "cuda":
-            return np.ascontiguousarray(crops)
+            return np.require(crops, requirements=("C", "W"))
         target = min(size for size in _GPU_BATCHES if size >= len(crops))
         return np.concatenate([crops, np.repeat(crops[-1:], target - len(crops), axis=0)])
 

@@ -33,7 +33,10 @@ def many(tmp_path: Path) -> Path:
 def running(
     command: list[str], environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process group of its own, with a Ray of its own unless told otherwise."""
+    """The command in a process group of its own, with a Ray of its own unless told otherwise.
+
+    It takes Ctrl-C even where these tests run in a shell's background, which ignores it.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *command],
         cwd=REPOSITORY,
@@ -41,6 +44,7 @@ def running(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
