@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from cpm_core.config import PRESETS, CpmConfig
 from cpm_core.errors import CpmError, WeightsError
@@ -133,7 +134,7 @@ def load_weights(name_or_path: str | Path) -> Weights:
             info = _parse((file.metadata() or {}).get(_KEY), path)
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-            _check_tensors(found, info.config, path)
+            check_tensors(found, lambda: Cpm(info.config), path)
             tensors = {name: file.get_tensor(name) for name in found}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
@@ -212,12 +213,15 @@ def _parse(text: str | None, path: Path) -> WeightsInfo:
     return info
 
 
-def _check_tensors(
-    found: dict[str, tuple[tuple[int, ...], str]], config: CpmConfig, path: Path
+def check_tensors(
+    found: dict[str, tuple[tuple[int, ...], str]], network: Callable[[], nn.Module], path: Path
 ) -> None:
-    """Shapes and types of the file's tensors against the network's, before any is read."""
+    """Shapes and types of a file's tensors against a network's, before any is read.
+
+    Raises WeightsError that names the first that does not fit.
+    """
     with torch.device("meta"):
-        expected = Cpm(config).state_dict()
+        expected = network().state_dict()
     for name in sorted(expected.keys() ^ found.keys()):
         problem = "is missing" if name in expected else "does not belong to this network"
         raise WeightsError(f"{path}: tensor {name} {problem}")

@@ -16,13 +16,12 @@ from torch import Tensor
 from cpm_core.errors import ConfigError, WeightsError
 from cpm_core.person_net.config import PersonNetConfig
 from cpm_core.person_net.net import PersonNet
-from cpm_core.weights import FOLDER, file_sha256
+from cpm_core.weights import FOLDER, check_tensors, file_sha256
 
 KIND = "person-net"
 _KEY = "posemill"
 _VERSION = 1
 _LONGEST_METADATA = 1 << 18
-_STORED_AS = {torch.float32: ("F32", "F16", "BF16"), torch.int64: ("I64",)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def load_person_net(name_or_path: str | Path = KIND) -> PersonNetWeights:
             info = _parse((file.metadata() or {}).get(_KEY), path)
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-            _check_tensors(found, info.config, path)
+            check_tensors(found, lambda: PersonNet(info.config), path)
             tensors = {name: file.get_tensor(name) for name in found}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
@@ -129,21 +128,3 @@ def _parse(text: str | None, path: Path) -> PersonNetInfo:
         raise WeightsError(f"{path}: unusable metadata: {error}") from error
     except RecursionError as error:
         raise WeightsError(f"{path}: unusable metadata: nested too deeply") from error
-
-
-def _check_tensors(
-    found: dict[str, tuple[tuple[int, ...], str]], config: PersonNetConfig, path: Path
-) -> None:
-    """Shapes and types of the file's tensors against the network's, before any is read."""
-    with torch.device("meta"):
-        expected = PersonNet(config).state_dict()
-    for name in sorted(expected.keys() ^ found.keys()):
-        problem = "is missing" if name in expected else "does not belong to this network"
-        raise WeightsError(f"{path}: tensor {name} {problem}")
-    for name, tensor in expected.items():
-        shape, stored = found[name]
-        if shape != tuple(tensor.shape) or stored not in _STORED_AS[tensor.dtype]:
-            raise WeightsError(
-                f"{path}: tensor {name} is {stored} {shape}, "
-                f"the network needs {_STORED_AS[tensor.dtype][0]} {tuple(tensor.shape)}"
-            )
