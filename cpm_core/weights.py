@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpm_core.config import PRESETS, CpmConfig
-from cpm_core.errors import CpmError, WeightsError
+from cpm_core.errors import WeightsError
 from cpm_core.model import Cpm
 from cpm_core.skeleton import Skeleton
+from cpm_core.tensor_file import expect, file_sha256, read_tensors, write_tensors
 
 FOLDER = Path(__file__).parent / "weights"
-_KEY = "posemill"
-_VERSION = 1
-_BACKGROUND = "last"
-_LONGEST_METADATA = 1 << 18
+_FORMAT = {"version": 1, "background": "last"}
 _LOCATORS = ("person-net",)
 """Weights in the same folder that find people; `cpm_core.person_net` reads them."""
-_STORED_AS = {torch.float32: ("F32", "F16", "BF16"), torch.int64: ("I64",)}
-"""What a file may hold for a tensor of the network."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +61,17 @@ def save_weights(
 
     Raises WeightsError if a value is not finite as `dtype`, or if the file cannot be written.
     """
-    tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
-        for name, value in model.state_dict().items()
-    }
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{path}: not written, as {name} is not finite as {dtype}")
     metadata = {
-        "version": _VERSION,
+        **_FORMAT,
         "name": info.name,
         "config": dataclasses.asdict(info.config),
         "skeleton": json.loads(info.skeleton.to_json()),
-        "background": _BACKGROUND,
         "box_factor": info.box_factor,
         "training_data": info.training_data,
         "licence": info.licence,
         "metrics": info.metrics,
     }
-    # safetensors' own `save_file` would make a file that only its owner can read.
-    partial = Path(f"{path}.partial")
-    try:
-        partial.write_bytes(save(tensors, metadata={_KEY: json.dumps(metadata)}))
-        partial.replace(path)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written ({error})") from error
+    write_tensors(path, model, metadata, dtype)
 
 
 def find_weights(name_or_path: str | Path) -> Path:
@@ -123,31 +101,10 @@ def find_weights(name_or_path: str | Path) -> Path:
 
 
 def load_weights(name_or_path: str | Path) -> Weights:
-    """Read and check a weights file. Raises WeightsError that names the file and what is wrong.
-
-    Tensors are read only after the header shows that they are those of the network, so a hostile
-    file cannot claim more memory than the network it describes.
-    """
+    """Read and check a weights file. Raises WeightsError that names the file and what is wrong."""
     path = find_weights(name_or_path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            info = _parse((file.metadata() or {}).get(_KEY), path)
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-            check_tensors(found, lambda: Cpm(info.config), path)
-            tensors = {name: file.get_tensor(name) for name in found}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{path}: {name} holds values that are not finite")
+    info, tensors = read_tensors(path, _parse, lambda info: Cpm(info.config))
     return Weights(info, tensors, file_sha256(path))
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -169,66 +126,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def _parse(text: str | None, path: Path) -> WeightsInfo:
-    if text is None:
-        raise WeightsError(f"{path}: has no {_KEY!r} metadata; it was not written by PoseMill")
-    if len(text) > _LONGEST_METADATA:
-        raise WeightsError(f"{path}: its metadata is longer than {_LONGEST_METADATA} characters")
-    try:
-        values: dict[str, Any] = json.loads(text)
-        if values.get("kind", "pose") != "pose":
-            raise WeightsError(
-                f"{path}: holds a {values['kind']}, which finds people; this needs a pose network"
-            )
-        for key, expected in (("version", _VERSION), ("background", _BACKGROUND)):
-            if values[key] != expected:
-                raise WeightsError(
-                    f"{path}: {key} is {values[key]!r} in its metadata; "
-                    f"this release reads {expected!r}"
-                )
-        info = WeightsInfo(
-            name=str(values["name"]),
-            config=CpmConfig.from_dict(values["config"]),
-            skeleton=Skeleton.from_json(json.dumps(values["skeleton"])),
-            box_factor=float(values["box_factor"]),
-            training_data=str(values["training_data"]),
-            licence=str(values["licence"]),
-            metrics={str(k): float(v) for k, v in values["metrics"].items()},
+def _parse(values: dict[str, Any]) -> WeightsInfo:
+    if values.get("kind", "pose") != "pose":
+        raise WeightsError(
+            f"holds a {values['kind']}, which finds people; this needs a pose network"
         )
-    except WeightsError:
-        raise
-    except CpmError as error:
-        raise WeightsError(f"{path}: unusable metadata: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: unusable metadata: {error!r}") from error
-    except RecursionError as error:
-        raise WeightsError(f"{path}: unusable metadata: nested too deeply") from error
+    expect(values, **_FORMAT)
+    info = WeightsInfo(
+        name=str(values["name"]),
+        config=CpmConfig.from_dict(values["config"]),
+        skeleton=Skeleton.from_json(json.dumps(values["skeleton"])),
+        box_factor=float(values["box_factor"]),
+        training_data=str(values["training_data"]),
+        licence=str(values["licence"]),
+        metrics={str(k): float(v) for k, v in values["metrics"].items()},
+    )
     if info.config.joints != len(info.skeleton):
         raise WeightsError(
-            f"{path}: {info.config.joints} joints, "
-            f"but its skeleton has {len(info.skeleton)} keypoints"
+            f"{info.config.joints} joints, but its skeleton has {len(info.skeleton)} keypoints"
         )
     if not 0.5 <= info.box_factor <= 10:
-        raise WeightsError(f"{path}: box_factor {info.box_factor} is outside 0.5 to 10")
+        raise WeightsError(f"box_factor {info.box_factor} is outside 0.5 to 10")
     return info
-
-
-def check_tensors(
-    found: dict[str, tuple[tuple[int, ...], str]], network: Callable[[], nn.Module], path: Path
-) -> None:
-    """Shapes and types of a file's tensors against a network's, before any is read.
-
-    Raises WeightsError that names the first that does not fit.
-    """
-    with torch.device("meta"):
-        expected = network().state_dict()
-    for name in sorted(expected.keys() ^ found.keys()):
-        problem = "is missing" if name in expected else "does not belong to this network"
-        raise WeightsError(f"{path}: tensor {name} {problem}")
-    for name, tensor in expected.items():
-        shape, stored = found[name]
-        if shape != tuple(tensor.shape) or stored not in _STORED_AS[tensor.dtype]:
-            raise WeightsError(
-                f"{path}: tensor {name} is {stored} {shape}, "
-                f"the network needs {_STORED_AS[tensor.dtype][0]} {tuple(tensor.shape)}"
-            )

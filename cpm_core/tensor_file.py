@@ -1,0 +1,126 @@
+"""A network's tensors and a JSON document in one `.safetensors` file, of whatever kind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from cpm_core.errors import CpmError, WeightsError
+
+_KEY = "posemill"
+_LONGEST_METADATA = 1 << 18
+_STORED_AS = {torch.float32: ("F32", "F16", "BF16"), torch.int64: ("I64",)}
+"""What a file may hold for a tensor of the network."""
+
+Info = TypeVar("Info")
+
+
+def write_tensors(
+    path: str | Path,
+    model: nn.Module,
+    metadata: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a model's tensors, values as `dtype` and integers as they are, whole or not at all.
+
+    Raises WeightsError if a value is not finite as `dtype`, or if the file cannot be written.
+    """
+    tensors = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in model.state_dict().items()
+    }
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{path}: not written, as {name} is not finite as {dtype}")
+    # safetensors' own `save_file` would make a file that only its owner can read.
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_bytes(save(tensors, metadata={_KEY: json.dumps(metadata)}))
+        partial.replace(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error})") from error
+
+
+def read_tensors(
+    path: Path,
+    parse: Callable[[dict[str, Any]], Info],
+    network: Callable[[Info], nn.Module],
+) -> tuple[Info, dict[str, Tensor]]:
+    """What `parse` makes of the metadata, and the tensors of the `network` that it describes.
+
+    Tensors are read only after the header shows that they are those of the network, so a hostile
+    file cannot claim more memory than the network it describes. Raises WeightsError that names the
+    file and what is wrong; so may `parse`, which need not name the file, and need not expect
+    entries that are missing or of another type.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            info = _parsed((file.metadata() or {}).get(_KEY), parse, path)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+            _check(found, lambda: network(info), path)
+            tensors = {name: file.get_tensor(name) for name in found}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{path}: {name} holds values that are not finite")
+    return info, tensors
+
+
+def expect(values: dict[str, Any], **expected: object) -> None:
+    """Raise WeightsError for the first entry of the metadata that has another value."""
+    for key, value in expected.items():
+        if values[key] != value:
+            raise WeightsError(
+                f"{key} is {values[key]!r} in its metadata; this release reads {value!r}"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parsed(text: str | None, parse: Callable[[dict[str, Any]], Info], path: Path) -> Info:
+    if text is None:
+        raise WeightsError(f"{path}: has no {_KEY!r} metadata; it was not written by PoseMill")
+    if len(text) > _LONGEST_METADATA:
+        raise WeightsError(f"{path}: its metadata is longer than {_LONGEST_METADATA} characters")
+    try:
+        return parse(json.loads(text))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    except CpmError as error:
+        raise WeightsError(f"{path}: unusable metadata: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: unusable metadata: {error!r}") from error
+    except RecursionError as error:
+        raise WeightsError(f"{path}: unusable metadata: nested too deeply") from error
+
+
+def _check(
+    found: dict[str, tuple[tuple[int, ...], str]], network: Callable[[], nn.Module], path: Path
+) -> None:
+    """Shapes and types of the file's tensors against the network's."""
+    with torch.device("meta"):
+        expected = network().state_dict()
+    for name in sorted(expected.keys() ^ found.keys()):
+        problem = "is missing" if name in expected else "does not belong to this network"
+        raise WeightsError(f"{path}: tensor {name} {problem}")
+    for name, tensor in expected.items():
+        shape, stored = found[name]
+        if shape != tuple(tensor.shape) or stored not in _STORED_AS[tensor.dtype]:
+            raise WeightsError(
+                f"{path}: tensor {name} is {stored} {shape}, "
+                f"the network needs {_STORED_AS[tensor.dtype][0]} {tuple(tensor.shape)}"
+            )
