@@ -26,7 +26,7 @@ import torch
 from quality_data import LEAST_SCORE, SKELETON, Floats, Set, coco_people, lspet_val, main_person
 from quality_measure import Results, pck, similarity
 from quality_models import SCALES, MobileCpm, Model, MoveNet, Ours
-from quality_speed import file_figures, speed
+from speed import file_figures, measure
 
 from cpm_core.errors import CpmError, WeightsError
 from cpm_core.people import Locator, YoloxDetector
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--shared", type=Path, default=_SHARED, help="folder with data/ and weights/")
     add("--threads", type=int, default=1, help="of every network (default: %(default)s)")
     add("--limit", type=int, help="only so many pictures of each set, to try it out")
-    add("--rounds", type=int, default=21, help="of the speed test (default: %(default)s)")
+    add("--rounds", type=int, default=5, help="of the speed test (default: %(default)s)")
     add("--write", type=Path, help="page whose tables are replaced")
     return options
 
@@ -90,7 +90,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "sha256": plain.estimator(GIVEN).sha256,
         "threads": options.threads,
         "file": file_figures(options.weights),
-        "speed": speed(plain, movenet, lspet, options.rounds),
+        "speed": measure(
+            options.weights, files / "movenet_thunder_fp16w.onnx", options.threads, options.rounds
+        ),
         "lspet": _lspet(lspet, models, quick, detector, options.threads),
         "coco": _coco(coco, models),
         "whole": _whole(coco, [plain, every, movenet], detector, options.threads),

@@ -55,8 +55,7 @@ class LiteTrunk(nn.Module):
             x = block(x)
             if i in _TAPS:
                 taps.append(self.lateral[len(taps)](x))
-        fine, middle, coarse = taps
-        return F.relu(fine + _double(middle + _double(coarse)))
+        return fused_taps(*taps)
 
 
 class InvertedBottleneck(nn.Module):
@@ -156,6 +155,11 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 module[i] = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
                 module[i + 1] = nn.Identity()
     return model
+
+
+def fused_taps(fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
+    """Maps (B, C, H, W), (B, C, H / 2, W / 2), (B, C, H / 4, W / 4) -> their sum (B, C, H, W)."""
+    return F.relu(fine + _double(middle + _double(coarse)))
 
 
 def _double(x: Tensor) -> Tensor:

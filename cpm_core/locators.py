@@ -38,7 +38,8 @@ class LocatorSpec:
     def build(self, device: str = "cpu", threads: int = 1) -> Locator | None:
         """The locator; None where boxes are given. Raises CpmError.
 
-        `device` is where a person-net runs; a detector runs on the CPU.
+        `device` is where a person-net runs; a detector runs on the CPU. `threads` hold for all that
+        torch does in this process.
         """
         if self.kind == "boxes":
             return None
@@ -62,7 +63,7 @@ def check_name(people: str) -> str:
 
 
 def read_locator(people: str, threshold: float | None = None) -> LocatorSpec:
-    """The locator that `people` names, loaded once to see that it works. Raises CpmError.
+    """The locator that `people` names, its file read and checked. Raises CpmError.
 
     `threshold` defaults to the locator's own.
     """
@@ -73,8 +74,9 @@ def read_locator(people: str, threshold: float | None = None) -> LocatorSpec:
         digest = hashlib.sha256(content).hexdigest()
         return LocatorSpec("detector", detector.threshold, digest, content)
     if kind == "person-net":
-        from cpm_core.person_net import PersonNetLocator
+        from cpm_core.person_net import checked_threshold, load_person_net
 
-        net = PersonNetLocator(threshold=threshold)
-        return LocatorSpec("person-net", net.threshold, net.sha256)
+        net = load_person_net()
+        threshold = checked_threshold(net.info.threshold if threshold is None else threshold)
+        return LocatorSpec("person-net", threshold, net.sha256)
     return LocatorSpec("boxes" if kind == "boxes" else "whole-image")

@@ -145,10 +145,8 @@ class YoloxDetector:
         centres = (raw[:, :2] + self.grid[keep]) * self.cell[keep]
         sizes = np.exp(raw[:, 2:4]) * self.cell[keep]
         boxes = np.concatenate([(centres - sizes / 2) / ratio, sizes / ratio], axis=1)
-        boxes, scores = clip_boxes(boxes, scores.astype(np.float64), width, height)
-        order = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), 0.0, self.nms_iou)
-        chosen = np.asarray(order, dtype=np.int64).reshape(-1)
-        return People(boxes[chosen], scores[chosen], "detector")
+        found = People(boxes.astype(np.float64), scores.astype(np.float64), "detector")
+        return tidied(found, width, height, self.nms_iou)
 
 
 def _grid(size: int, strides: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -160,6 +158,17 @@ def _grid(size: int, strides: tuple[int, ...]) -> tuple[NDArray[np.float32], NDA
         cells.append(np.stack([x, y], axis=-1).reshape(-1, 2))
         lengths.append(np.full((n * n, 1), stride))
     return np.concatenate(cells).astype(np.float32), np.concatenate(lengths).astype(np.float32)
+
+
+def tidied(people: People, width: int, height: int, nms_iou: float) -> People:
+    """People of a picture of that size, best first, less all that overlap a better one too far.
+
+    Boxes are cut to the picture; overlaps beyond an IoU of `nms_iou` are dropped.
+    """
+    boxes, scores = clip_boxes(people.boxes, people.scores, width, height)
+    order = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), 0.0, nms_iou)
+    chosen = np.asarray(order, dtype=np.int64).reshape(-1)
+    return People(boxes[chosen], scores[chosen], people.source)
 
 
 def clip_boxes(boxes: Floats, scores: Floats, width: int, height: int) -> tuple[Floats, Floats]:

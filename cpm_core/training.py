@@ -92,7 +92,7 @@ class Fit:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.step_number += 1
-        self.average()
+        average(self.ema, self.model, self.recipe.ema_decay, self.step_number)
         return losses
 
     def gradients(self, batch: Batch, total: int | None = None) -> Tensor:
@@ -137,17 +137,6 @@ class Fit:
         values = (loss(m.float(), t, weights, mass) for m, t in zip(maps, targets, strict=True))
         return torch.stack(list(values))
 
-    @torch.no_grad()
-    def average(self) -> None:
-        """Move the averaged weights towards the current ones; faster while the run is young."""
-        decay = min(self.recipe.ema_decay, (1 + self.step_number) / (10 + self.step_number))
-        current = self.model.state_dict()
-        for name, value in self.ema.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(current[name].to(value.dtype), 1 - decay)
-            else:
-                value.copy_(current[name])
-
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: weights, averages, optimiser, step."""
         return {
@@ -190,6 +179,18 @@ def freeze(model: Cpm, recipe: Recipe) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move averaged weights towards the model's after `step` steps; faster while a run is young."""
+    decay = min(decay, (1 + step) / (10 + step))
+    current = model.state_dict()
+    for name, value in ema.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(current[name].to(value.dtype), 1 - decay)
+        else:
+            value.copy_(current[name])
 
 
 @torch.no_grad()

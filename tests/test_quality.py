@@ -28,8 +28,8 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     import quality_data
     import quality_measure
     import quality_models
-    import quality_speed
     import quality_table
+    import speed
 
     threads = torch.get_num_threads()
     yield SimpleNamespace(
@@ -37,7 +37,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         data=quality_data,
         measure=quality_measure,
         models=quality_models,
-        speed=quality_speed,
+        speed=speed,
         table=quality_table,
     )
     torch.set_num_threads(threads)
@@ -208,15 +208,21 @@ def test_pictures_where_nobody_was_found_count(modules: SimpleNamespace, shared:
     assert (figures["found"], figures["AP"]) == (0, 0)
 
 
-def test_speed_is_the_median_of_the_rounds(modules: SimpleNamespace) -> None:
-    """In turn; the round before does not count."""
-    calls: list[str] = []
-    seconds = modules.speed.interleaved(
-        lambda: calls.append("ours"), lambda: calls.append("peer"), 3
-    )
-    assert calls == ["ours", "peer"] * 4
-    assert [len(values) for values in seconds] == [3, 3]
-    assert modules.speed.median_ratio([1, 2, 1], [2, 3, 5]) == 2
+def test_speed_is_the_median_of_processes_in_turn(
+    modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rounds of ours and the peer: the rates, and the median of the rounds' ratios."""
+    answers = iter([10.0, 20.0, 30.0, 30.0, 20.0, 60.0])
+    asked = []
+
+    def answer(command: list[str], **_: object) -> str:
+        asked.append(command[-1])
+        return f"{next(answers)}\n"
+
+    monkeypatch.setattr(modules.speed.subprocess, "check_output", answer)
+    figures = modules.speed.measure("cpm-lite", Path("movenet.onnx"), 2, 3)
+    assert asked == ["ours", "movenet"] * 3
+    assert figures == {"ours": 50.0, "movenet": 1e3 / 30, "ratio": 2.0, "rounds": 3}
 
 
 @pytest.fixture
@@ -236,7 +242,7 @@ def document() -> dict[str, Any]:
         "sha256": "0123456789abcdef0123",
         "threads": 1,
         "file": {"megabytes": 5.44, "seconds": 0.123},
-        "speed": {"ours": 90.0, "peer": 45.0, "ratio": 2.01, "rounds": 21},
+        "speed": {"ours": 90.0, "movenet": 45.0, "ratio": 2.01, "rounds": 21},
         "lspet": {"people": 3, "models": lspet},
         "coco": {"people": 2, "models": [{"name": "cpm-lite", **ours}]},
         "whole": {"pictures": 2, "people": 5, "models": [whole], "notes": ["A note."]},

@@ -16,6 +16,7 @@ from cpm_core.person_net.losses import TargetMaps, stage_loss
 from cpm_core.person_net.net import PersonNet
 from cpm_core.person_net.scenes import Scene, SceneMaker
 from cpm_core.person_net.targets import encode
+from cpm_core.training import average
 
 _CLIP_NORM = 10.0
 _WARM_UP = 100
@@ -97,19 +98,8 @@ class Fit:
         nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
         self.optimizer.step()
         self.step_number += 1
-        self._average()
+        average(self.ema, self.model, plan.ema_decay, self.step_number)
         return losses
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Move the averaged weights towards the current ones; faster while the run is young."""
-        decay = min(self.plan.ema_decay, (1 + self.step_number) / (10 + self.step_number))
-        current = self.model.state_dict()
-        for name, value in self.ema.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(current[name], 1 - decay)
-            else:
-                value.copy_(current[name])
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from cpm_core.errors import LocatorError
 from cpm_core.fused import can_fuse, fuse
 from cpm_core.geometry import letterbox
 from cpm_core.lite import fold_batch_norm
-from cpm_core.people import People, Picture
+from cpm_core.people import People, Picture, tidied
 from cpm_core.person_net.targets import peaks
 from cpm_core.person_net.weights import KIND, PersonNetWeights, load_person_net
 
@@ -30,8 +29,8 @@ class PersonNetLocator:
 
     `weights` is "person-net" for those of the package, the path of a file, or loaded weights.
     `threshold` is the score (0 to 1) from which a peak is a person; it comes with the weights.
-    `threads` is how many CPU threads torch may use, in this process as a whole. Raises WeightsError
-    for an unusable file, LocatorError for an unusable option.
+    `threads` is how many CPU threads torch may use, in this process as a whole; without it all
+    stays as it is. Raises WeightsError for an unusable file, LocatorError for an unusable option.
     """
 
     def __init__(
@@ -39,19 +38,17 @@ class PersonNetLocator:
         weights: str | Path | PersonNetWeights = KIND,
         threshold: float | None = None,
         device: str = "cpu",
-        threads: int = 1,
+        threads: int | None = None,
     ) -> None:
         loaded = weights if isinstance(weights, PersonNetWeights) else load_person_net(weights)
         self.info = loaded.info
         self.sha256 = loaded.sha256
-        self.threshold = self.info.threshold if threshold is None else threshold
-        if not 0 < self.threshold < 1:
-            raise LocatorError(f"threshold is {self.threshold}; choose a number between 0 and 1")
-        if threads < 1:
+        self.threshold = checked_threshold(self.info.threshold if threshold is None else threshold)
+        if threads is not None and threads < 1:
             raise LocatorError(f"threads is {threads}; choose 1 or more")
         self.size = self.info.config.input_size
         self.device = torch.device(device)
-        if self.device.type == "cpu":
+        if threads is not None and self.device.type == "cpu":
             torch.set_num_threads(threads)
         model = fold_batch_norm(loaded.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -95,6 +92,13 @@ class PersonNetLocator:
         return maps
 
 
+def checked_threshold(threshold: float) -> float:
+    """`threshold` if it can be one. Raises LocatorError."""
+    if 0 < threshold < 1:
+        return threshold
+    raise LocatorError(f"threshold is {threshold}; choose a number between 0 and 1")
+
+
 def boxed(picture: Picture, size: int) -> tuple[Picture, NDArray[np.float64]]:
     """`letterbox` of what is a picture. Raises ValueError for anything else."""
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
@@ -115,11 +119,6 @@ def people(
 
     Boxes are cut to the picture; overlaps and what has no pixel in it are dropped.
     """
-    low = np.clip(boxes[:, :2] / ratio, 0, [width, height])
-    high = np.clip((boxes[:, :2] + boxes[:, 2:]) / ratio, 0, [width, height])
-    keep = ((high - low) >= 1).all(axis=1)
-    cut = np.concatenate([low, high - low], axis=1)[keep].astype(np.float64)
-    kept = scores[keep].astype(np.float64)
-    order = cv2.dnn.NMSBoxes(cut.tolist(), kept.tolist(), 0.0, _NMS_IOU)
-    chosen = np.asarray(order, dtype=np.int64).reshape(-1)
-    return People(cut[chosen], kept[chosen], KIND)
+    scale = np.concatenate([ratio, ratio])
+    found = People((boxes / scale).astype(np.float64), scores.astype(np.float64), KIND)
+    return tidied(found, width, height, _NMS_IOU)

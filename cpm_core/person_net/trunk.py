@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpm_core.fused import can_fuse
-from cpm_core.lite import conv_bn
+from cpm_core.lite import conv_bn, fused_taps
 
 WIDTH = 128
 """Channels of the fused features."""
@@ -33,8 +33,7 @@ class CspTrunk(nn.Module):
             torch.is_grad_enabled() and self.base.stem.weight.requires_grad
         ):
             taps = self.base(x)
-        fine, middle, coarse = (layer(tap) for layer, tap in zip(self.lateral, taps, strict=True))
-        return F.relu(fine + _double(middle + _double(coarse)))
+        return fused_taps(*(layer(tap) for layer, tap in zip(self.lateral, taps, strict=True)))
 
 
 class SiluConv(nn.Conv2d):
@@ -148,7 +147,3 @@ class PyramidPool(nn.Module):
 
 def _repeat(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
