@@ -1,7 +1,8 @@
 """The commit: one part per shard, created once, under a name that says which shard it is.
 
-A part that is there is done; there is no other record. `_SUCCESS` is written last, and removed
-before anything changes the table.
+A part that is there is done; there is no other record. Later changes replace parts whole, under the
+condition that nobody else did. `_SUCCESS` is written last, and removed before anything changes the
+table.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import PosemillError
 from pipeline.storage import Output
 
 FOLDER = "annotations"
@@ -36,26 +38,55 @@ def commit_part(
     output: Output, shard: int, table: pa.Table, metadata: dict[bytes, bytes], summary: str
 ) -> bool:
     """Create a shard's part; False if it was there already, which is as good."""
-    described = table.replace_schema_metadata({**metadata, _SUMMARY_KEY: summary.encode()})
-    sink = io.BytesIO()
-    pq.write_table(described, sink, compression="zstd")
-    return output.create(part_name(shard), sink.getvalue())
+    return output.create(part_name(shard), _part(table, metadata, summary))
 
 
-def done_shards(output: Output, among: set[int] | None = None) -> set[int]:
-    """Shards whose part is there; with `among`, only those, and only their folders are listed."""
-    folders = [FOLDER]
-    if among is not None:
-        folders = sorted({os.path.dirname(part_name(shard)) for shard in among})
-    paths = (f"{folder}/{name}" for folder in folders for name in output.list(folder))
-    found = (_PART.search(path) for path in paths)
-    # A copy in another folder is no part.
-    done = {int(m[1]) for m in found if m and part_name(int(m[1])) == m.string}
-    return done if among is None else done & among
+def amend_part(
+    output: Output,
+    shard: int,
+    change: Callable[[pa.Table], tuple[pa.Table, str]],
+    metadata: dict[bytes, bytes],
+) -> str:
+    """Replace a part by what `change` makes of its rows (and their summary); returns the summary.
+
+    Whole, and only over the very part that was read.
+    """
+    while True:
+        found = output.read_version(part_name(shard))
+        if found is None:
+            raise PosemillError(f"{output.uri}/{part_name(shard)} is gone; run the same again")
+        data, version = found
+        table, summary = change(pq.read_table(io.BytesIO(data)))
+        if output.replace_if(part_name(shard), _part(table, metadata, summary), version):
+            return summary
 
 
-def part_summaries(output: Output, shards: set[int]) -> Iterator[str]:
-    """The summary of each part, from its footer."""
+def read_part(output: Output, shard: int, columns: list[str] | None = None) -> pa.Table:
+    """A part's rows."""
+    with output.fs.open(output.path(part_name(shard)), "rb") as file:
+        return pq.ParquetFile(file).read(columns)
+
+
+def done_shards(output: Output, among: Iterable[int]) -> set[int]:
+    """Which of the shards have a part; only their folders are listed, many at a time."""
+    among = set(among)
+    folders = sorted({os.path.dirname(part_name(shard)) for shard in among})
+    with ThreadPoolExecutor(_READERS) as threads:
+        listings = threads.map(output.list, folders)
+        names = [
+            f"{f}/{name}" for f, found in zip(folders, listings, strict=True) for name in found
+        ]
+    return {shard for name in names if (shard := shard_of(name)) is not None} & among
+
+
+def shard_of(name: str) -> int | None:
+    """The shard of a part by its name within the output; a copy in another folder is no part."""
+    found = _PART.search(name)
+    return int(found[1]) if found and part_name(int(found[1])) == name else None
+
+
+def part_summaries(output: Output, shards: Iterable[int]) -> Iterator[str]:
+    """The summary of each part, from its footer, in the order of the shards."""
 
     def read(shard: int) -> str:
         with output.fs.open(output.path(part_name(shard)), "rb") as file:
@@ -63,6 +94,13 @@ def part_summaries(output: Output, shards: set[int]) -> Iterator[str]:
 
     with ThreadPoolExecutor(_READERS) as threads:
         yield from threads.map(read, sorted(shards))
+
+
+def _part(table: pa.Table, metadata: dict[bytes, bytes], summary: str) -> bytes:
+    described = table.replace_schema_metadata({**metadata, _SUMMARY_KEY: summary.encode()})
+    sink = io.BytesIO()
+    pq.write_table(described, sink, compression="zstd")
+    return sink.getvalue()
 
 
 def mark_success(output: Output, document: dict[str, Any]) -> None:

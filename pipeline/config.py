@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cpm_core.errors import LocatorError
 from cpm_core.locators import check_name
 from cpm_core.poses import SAME_PERSON
+from pipeline.errors import ERROR_CODES
 from pipeline.settings import Kind, Settings
 
 _MIB = 1 << 20
@@ -106,6 +107,15 @@ class AnnotateSettings(Settings):
     exclude: tuple[str, ...] = setting(
         "run", (), "leave out inputs whose path matches one of these patterns"
     )
+    changed: Literal["report", "redo"] = setting(
+        "run",
+        "report",
+        "inputs that are not what they were when they were planned (ETag, size, time): only say "
+        "so, or do them again and replace their rows",
+    )
+    retry_failed: tuple[str, ...] | None = setting(
+        "run", None, "do units again that failed: with these error codes, or without a word all"
+    )
     max_failures: float = setting(
         "run",
         0.5,
@@ -153,6 +163,14 @@ class AnnotateSettings(Settings):
             return people if people is None else check_name(people)
         except LocatorError as error:
             raise ValueError(str(error)) from error
+
+    @field_validator("retry_failed")
+    @classmethod
+    def _check_codes(cls, codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for code in codes or ():
+            if code not in ERROR_CODES:
+                raise ValueError(f"{code!r} is none of the codes {', '.join(ERROR_CODES)}")
+        return codes
 
     @field_validator("partition")
     @classmethod

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,10 +25,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import cluster
+from pipeline import cluster, schema
 from pipeline.annotate import ExecutorInputs
 from pipeline.errors import InputError, PosemillError
-from pipeline.manifest import ShardRef, open_file, read_shard
+from pipeline.manifest import ShardRef, open_file
 from pipeline.poses import estimate_rows
 from pipeline.progress import Reporter
 from pipeline.rows import annotation_rows, crops_table, failure_rows
@@ -40,6 +40,9 @@ from pipeline.stages import (
     PrepareStage,
     Summary,
     commit,
+    ref_from_json,
+    refs_table,
+    units_to_do,
 )
 from pipeline.storage import Output
 from pipeline.units import Unit
@@ -75,6 +78,8 @@ class Executor:
         self.layout = cluster.cluster_layout(self.inputs.settings)
         self.reporter.say(f"layout: {self.layout.describe()}")
         _configure_ray_data()
+        num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
+        self._empty = schema.annotation_table(num_keypoints).empty_table()
         self.decoder = ray.put(self.inputs.decoder)
         self.estimator = ray.put(replace(self.inputs.estimator, device=self.layout.device))
 
@@ -105,8 +110,8 @@ class Executor:
         graph = self._graph(shards, final)
         try:
             for row in graph.iter_rows():
-                summary = Summary.from_json(row["summary"])
-                yield Outcome(row["shard"], summary, row["committed"])
+                summary, ref = Summary.from_json(row["summary"]), ref_from_json(row["ref"])
+                yield Outcome(ref.shard, summary, row["committed"], ref.amend)
         except RayError as error:
             if _AT_START in str(error):
                 raise PosemillError(
@@ -120,7 +125,8 @@ class Executor:
         operator = self.layout.estimate
         task = _annotate_unit.options(num_cpus=operator.cpus, num_gpus=operator.gpus)
         for ref in shards:
-            units = read_shard(open_file(self.inputs.output, ref.file), ref.row_group)
+            file = open_file(self.inputs.output, ref.file)
+            units = units_to_do(self.inputs.output, ref, file)
             results = [
                 task.remote(
                     *(self.decoder, self.estimator, self.inputs.output, self.inputs.same_person),
@@ -129,10 +135,11 @@ class Executor:
                 for unit in units
             ]
             pairs = zip(units, results, strict=True)
-            table = pa.concat_tables([self._rows_of(unit, result) for unit, result in pairs])
+            rows = [self._rows_of(unit, result) for unit, result in pairs]
+            table = pa.concat_tables([self._empty, *rows])
             counts = Summary.of(table)
-            summary = commit(self.inputs.output, ref.shard, table, counts, self.inputs.metadata)
-            yield Outcome(ref.shard, summary, True)
+            summary = commit(self.inputs.output, ref, table, counts, self.inputs.metadata)
+            yield Outcome(ref.shard, summary, True, ref.amend)
 
     def _rows_of(self, unit: Unit, result: Any) -> pa.Table:
         try:
@@ -147,8 +154,7 @@ class Executor:
 
     def _graph(self, shards: Sequence[ShardRef], final: bool) -> ray.data.Dataset:
         i, layout = self.inputs, self.layout
-        blocks = [pa.Table.from_pylist([asdict(ref)]) for ref in shards]
-        graph: ray.data.Dataset = ray.data.from_arrow(blocks)
+        graph: ray.data.Dataset = ray.data.from_arrow([refs_table(ref) for ref in shards])
         graph = _stage(
             graph, PrepareStage, (self.decoder, i.output, layout.decoders), layout.prepare
         )

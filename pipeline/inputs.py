@@ -5,31 +5,27 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-import pandas as pd
-import pyarrow.parquet as pq
-
 from pipeline.errors import UsageError
+from pipeline.listing import FileInfo, describe, parts_of
+from pipeline.lists import LIST_SUFFIXES, Boxes, read_list
 from pipeline.storage import (
     STORAGE_ERRORS,
-    FileInfo,
     StorageOptions,
-    describe,
     open_filesystem,
     path_of,
     protocol_of,
     uri_of,
-    walk,
 )
 from pipeline.units import PICTURE_SUFFIXES, VIDEO_SUFFIXES, GivenBox
-
-LIST_SUFFIXES = (".txt", ".csv", ".parquet")
-_BOX_COLUMNS = ("x", "y", "w", "h")
 
 
 @dataclass(frozen=True)
@@ -48,61 +44,119 @@ class Input:
     bad_name: bool = False
 
 
-@dataclass
 class Passed:
-    """Files in folders that are neither pictures nor videos by their name."""
+    """Files in folders that are neither pictures nor videos by their name; listed by threads."""
 
-    count: int = 0
-    examples: tuple[str, ...] = ()
+    def __init__(self) -> None:
+        self.count = 0
+        self.examples: tuple[str, ...] = ()
+        self._lock = threading.Lock()
 
     def note(self, uri: str) -> None:
         """Count one. Examples are for a terminal: what would not show there is escaped."""
-        self.count += 1
-        if len(self.examples) < 3:
-            self.examples = (*self.examples, uri if uri.isprintable() else ascii(uri))
+        with self._lock:
+            self.count += 1
+            if len(self.examples) < 3:
+                self.examples = (*self.examples, uri if uri.isprintable() else ascii(uri))
 
 
-def expand(
-    inputs: Iterable[str],
-    options: StorageOptions,
-    boxes: dict[str, tuple[GivenBox, ...]] | None,
-    passed: Passed,
-) -> Iterator[Input]:
-    """Every input, in order. Raises UsageError for an `--input` that does not exist.
+@dataclass(frozen=True)
+class Named:
+    """What an `--input` names, in parts that may be listed side by side.
+
+    `root` is its URI where it is a folder; whatever is planned under it should be in the listing.
+    """
+
+    parts: list[Callable[[], Iterator[Input]]]
+    root: str | None = None
+
+
+def named(name: str, options: StorageOptions, boxes: Boxes | None, passed: Passed) -> Named:
+    """Look up an `--input`. Raises UsageError for one that does not exist.
 
     `boxes` are those of `--boxes`, by URI; they win over box columns of a list.
     """
+    found = _Source(name, options, passed).cut()
+    if boxes is None:
+        return found
+    return Named([partial(_with_boxes, part, boxes) for part in found.parts], found.root)
+
+
+def expand(
+    inputs: Iterable[str], options: StorageOptions, boxes: Boxes | None, passed: Passed
+) -> Iterator[Input]:
+    """Every input, in order. Raises UsageError for an `--input` that does not exist."""
     for name in inputs:
-        for item in _expand_one(name, options, passed):
-            if boxes is None:
-                yield item
-            else:
-                given = boxes.get(item.uri, ())
-                yield Input(item.uri, item.kind, item.size, item.etag, item.mtime, given)
+        for part in named(name, options, boxes, passed).parts:
+            yield from part()
 
 
 def check(inputs: Iterable[str], options: StorageOptions) -> None:
     """Look at the first thing that each input names; UsageError for one that is not there."""
     for name in inputs:
-        next(_expand_one(name, options, Passed()), None)
+        for part in named(name, options, None, Passed()).parts[:1]:
+            next(part(), None)
 
 
-def _expand_one(name: str, options: StorageOptions, passed: Passed) -> Iterator[Input]:
-    fs, path, protocol = open_filesystem(name, options), path_of(name), protocol_of(name)
-    try:
-        entry = _entry(fs, path)
-        if entry is None and any(c in name for c in "*?["):
-            yield from _known(_matches(fs, path, protocol, name), passed)
-        elif entry is None:
-            raise UsageError(f"no such input: {name!r}")
-        elif entry["type"] == "directory":
-            yield from _known(walk(name, options), passed)
-        elif name.lower().endswith(LIST_SUFFIXES):
-            yield from _from_list(name, options)
-        else:
-            yield _input(describe(entry, protocol))
-    except STORAGE_ERRORS as error:
-        raise UsageError(f"cannot list {name!r}: {str(error) or type(error).__name__}") from error
+def _with_boxes(part: Callable[[], Iterator[Input]], boxes: Boxes) -> Iterator[Input]:
+    return (replace(item, boxes=boxes.get(item.uri, ())) for item in part())
+
+
+class _Source:
+    """One `--input`: a folder, a glob, a list or a file."""
+
+    def __init__(self, name: str, options: StorageOptions, passed: Passed) -> None:
+        self.name, self.options, self.passed = name, options, passed
+        self.fs, self.protocol = open_filesystem(name, options), protocol_of(name)
+        self.path = path_of(name)
+
+    def cut(self) -> Named:
+        with self._refusals():
+            entry = _entry(self.fs, self.path)
+            if entry is None and any(c in self.name for c in "*?["):
+                return Named([self._part(self._matches)])
+            if entry is None:
+                raise UsageError(f"no such input: {self.name!r}")
+            if entry["type"] == "directory":
+                parts = parts_of(self.name, self.options)
+                known = [self._part(partial(self._known, part)) for part in parts]
+                return Named(known, uri_of(self.protocol, self.path))
+            if self.name.lower().endswith(LIST_SUFFIXES):
+                return Named([self._part(self._listed)])
+            return Named([lambda: iter([_input(describe(entry, self.protocol))])])
+
+    def _part(self, make: Callable[[], Iterator[Input]]) -> Callable[[], Iterator[Input]]:
+        def part() -> Iterator[Input]:
+            with self._refusals():
+                yield from make()
+
+        return part
+
+    def _matches(self) -> Iterator[Input]:
+        found = self.fs.glob(self.path, detail=True)
+        files = [key for key in sorted(found) if found[key]["type"] != "directory"]
+        if not files:
+            raise UsageError(f"no file matches {self.name!r}")
+        return self._known(lambda: (describe(found[key], self.protocol) for key in files))
+
+    def _listed(self) -> Iterator[Input]:
+        for uri, boxes in read_list(self.name, self.options):
+            yield _listed(uri, boxes)
+
+    def _known(self, listing: Callable[[], Iterator[FileInfo]]) -> Iterator[Input]:
+        for file in listing():
+            if suffix_of(file.uri) in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+                yield _input(file)
+            else:
+                self.passed.note(file.uri)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except STORAGE_ERRORS as error:
+            reason = str(error) or type(error).__name__
+            raise UsageError(f"cannot list {self.name!r}: {reason}") from error
 
 
 def _entry(fs: Any, path: str) -> dict[str, Any] | None:
@@ -110,22 +164,6 @@ def _entry(fs: Any, path: str) -> dict[str, Any] | None:
         return fs.info(path)  # type: ignore[no-any-return]
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _matches(fs: Any, path: str, protocol: str, name: str) -> Iterator[FileInfo]:
-    found = fs.glob(path, detail=True)
-    files = [key for key in sorted(found) if found[key]["type"] != "directory"]
-    if not files:
-        raise UsageError(f"no file matches {name!r}")
-    return (describe(found[key], protocol) for key in files)
-
-
-def _known(files: Iterable[FileInfo], passed: Passed) -> Iterator[Input]:
-    for file in files:
-        if suffix_of(file.uri) in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
-            yield _input(file)
-        else:
-            passed.note(file.uri)
 
 
 def _input(file: FileInfo) -> Input:
@@ -144,111 +182,17 @@ def kind_of(uri: str) -> str:
     return "video" if suffix_of(uri) in VIDEO_SUFFIXES else "image"
 
 
-def _from_list(name: str, options: StorageOptions) -> Iterator[Input]:
-    if name.lower().endswith(".txt"):
-        yield from (_listed(uri, name) for uri in _lines(name, options))
-        return
-    table = read_table(name, options)
-    if set(_BOX_COLUMNS) <= set(table.columns):
-        for uri, boxes in boxes_by_uri(table, name).items():
-            yield Input(uri, kind_of(uri), boxes=boxes)
-    else:
-        yield from (_listed(uri, name) for uri in table["uri"])
-
-
-def has_boxes(name: str, options: StorageOptions) -> bool:
-    """Whether an input is a list with the columns of boxes; only its head is read."""
-    if not name.lower().endswith((".csv", ".parquet")):
-        return False
-    fs = open_filesystem(name, options)
-    try:
-        entry = _entry(fs, path_of(name))
-        if entry is None or entry["type"] == "directory":
-            return False
-        with fs.open(path_of(name), "rb") as file:
-            csv = name.lower().endswith(".csv")
-            head = pd.read_csv(file, nrows=0).columns if csv else pq.read_schema(file).names
-    except (*STORAGE_ERRORS, ValueError) as error:
-        raise UsageError(f"cannot read table {name!r}: {error}") from error
-    return set(_BOX_COLUMNS) <= set(head)
-
-
-def _lines(name: str, options: StorageOptions) -> Iterator[str]:
-    """Lines with a URI; a byte order mark, empty lines and # comments are passed over."""
-    fs = open_filesystem(name, options)
-    with fs.open(path_of(name), "r", encoding="utf-8-sig") as file:
-        try:
-            for line in file:
-                if (uri := line.strip()) and not uri.startswith("#"):
-                    yield uri
-        except UnicodeDecodeError as error:
-            raise UsageError(f"list {name!r} is not UTF-8: {error}") from error
-
-
-def _listed(uri: str, source: str) -> Input:
-    uri = resolve(uri, source)
-    return Input(uri, kind_of(uri))
-
-
-def read_table(name: str, options: StorageOptions) -> pd.DataFrame:
-    """A .csv or .parquet table with a column `uri`. Raises UsageError."""
-    fs = open_filesystem(name, options)
-    try:
-        with fs.open(path_of(name), "rb") as file:
-            csv = name.lower().endswith(".csv")
-            table = pd.read_csv(file, dtype={"uri": str}) if csv else pd.read_parquet(file)
-    except (*STORAGE_ERRORS, ValueError) as error:
-        raise UsageError(f"cannot read table {name!r}: {error}") from error
-    if "uri" not in table.columns:
-        columns = ", ".join(map(str, table.columns))
-        raise UsageError(f"table {name!r} has no column 'uri'; it has {columns}")
-    if (empty := table["uri"].isna()).any():
-        raise UsageError(f"table {name!r}: data row {empty.argmax() + 1} has no uri")
-    return table.astype({"uri": str})
-
-
-def boxes_by_uri(table: pd.DataFrame, source: str) -> dict[str, tuple[GivenBox, ...]]:
-    """Boxes of a table with uri, x, y, w, h and optional score and frame_index, merged by URI.
-
-    A row whose four box values are all empty says that nobody is in the picture.
-    """
-    if missing := [column for column in _BOX_COLUMNS if column not in table.columns]:
-        raise UsageError(f"table {source!r} lacks the box columns {', '.join(missing)}")
-    merged: dict[str, list[GivenBox]] = {}
-    for row in table.to_dict("records"):
-        boxes = merged.setdefault(resolve(row["uri"], source), [])
-        if not all(pd.isna(row[column]) for column in _BOX_COLUMNS):
-            boxes.append(_box(row, source))
-    return {uri: tuple(boxes) for uri, boxes in merged.items()}
-
-
-def _box(row: dict[Any, Any], source: str) -> GivenBox:
-    score, frame = row.get("score"), row.get("frame_index")
-    try:
-        x, y, w, h = (float(row[column]) for column in _BOX_COLUMNS)
-        return GivenBox(
-            x,
-            y,
-            w,
-            h,
-            1.0 if score is None or pd.isna(score) else float(score),
-            None if frame is None or pd.isna(frame) else int(frame),
-        )
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"table {source!r}, {row['uri']!r}: {error}") from error
-
-
-def resolve(uri: str, source: str) -> str:
-    """A listed URI as it stands in tables; a relative one is relative to the list's folder."""
-    if protocol_of(uri) == "s3":
-        return uri_of("s3", path_of(uri))
+def _listed(uri: str, boxes: tuple[GivenBox, ...] | None) -> Input:
+    """A listed input. Only of a local file is it cheap to see what it is like."""
+    item = Input(uri, kind_of(uri), boxes=boxes)
     if protocol_of(uri) != "file":
-        return uri
-    if uri.startswith("file://") or os.path.isabs(uri):
-        return path_of(uri)
-    protocol = protocol_of(source)
-    folder = os.path.dirname(path_of(source))
-    return uri_of(protocol, os.path.normpath(f"{folder}/{uri}"))
+        return item
+    try:
+        found = os.stat(uri)
+    except (OSError, ValueError):
+        # Whatever is wrong with it, its row will say.
+        return item
+    return replace(item, size=found.st_size, mtime=datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 @dataclass(frozen=True)

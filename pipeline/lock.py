@@ -1,4 +1,4 @@
-"""One run per output: a lock file with a heartbeat.
+"""One run per output, or one per partition of it: lock files with a heartbeat.
 
 The holder rewrites the lock every 30 s. Another run takes it over once it has watched it stay the
 same for 180 s by its own clock, or at once when the holder was a process on this boot of this
@@ -26,14 +26,16 @@ _HEARTBEAT_S = 30.0
 _STALE_S = 180.0
 _POLL_S = 10.0
 _SETTLE_S = 1.0
+_FOLDER = "_locks"
 _UNKNOWN = dict.fromkeys(("run", "host", "boot", "pid", "process_start", "started"), "unknown")
 
 
 class Lock:
-    """Holds `_lock-i-of-n` of an output while in a `with` block.
+    """Holds `_locks/i-of-n` of an output while in a `with` block.
 
-    Raises LockedError naming the run that holds it. `on_wait` is told why it waits for a lock
-    that may be stale.
+    Raises LockedError naming the run that holds it, or the lock of another number of partitions,
+    which would share shards with this one. `on_wait` is told why it waits for a lock that may be
+    stale.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class Lock:
         poll_s: float = _POLL_S,
     ) -> None:
         self.output = output
-        self.name = f"_lock-{partition[0] + 1}-of-{partition[1]}"
+        self.count = f"-of-{partition[1]}"
+        self.name = f"{_FOLDER}/{partition[0] + 1}{self.count}"
         self.on_wait = on_wait
         self.heartbeat_s, self.stale_s, self.poll_s = heartbeat_s, stale_s, poll_s
         self.me = {
@@ -66,7 +69,16 @@ class Lock:
 
     def __enter__(self) -> Self:
         while not self._acquire():
-            self._clear_stale()
+            self._clear_stale(self.name)
+            self._cleared = True
+        try:
+            # Of two that start at the same time, each may see the other, and both stop.
+            for name in self.output.list(_FOLDER):
+                if not name.endswith(self.count):
+                    self._clear_stale(f"{_FOLDER}/{name}")
+        except BaseException:
+            self.output.remove(self.name)
+            raise
         self._last_beat = time.monotonic()
         self._thread.start()
         return self
@@ -111,16 +123,18 @@ class Lock:
         while not self._stop.wait(self.heartbeat_s):
             # Storage that is away for a while is no reason to stop; `check` says when it is.
             with contextlib.suppress(PosemillError):
-                if not self._is_mine():
+                found = self.output.read_version(self.name)
+                if found is None or _parse(found[0])["run"] != self.me["run"]:
                     self.lost = True
                     return
                 self.beats += 1
-                self.output.replace(self.name, self._document())
-                self._last_beat = time.monotonic()
+                # Somebody who takes it over in between is not overwritten, and seen next time.
+                if self.output.replace_if(self.name, self._document(), found[1]):
+                    self._last_beat = time.monotonic()
 
-    def _clear_stale(self) -> None:
-        """Remove the lock if its holder is gone; raise if it is alive."""
-        first = self.output.read(self.name)
+    def _clear_stale(self, name: str) -> None:
+        """Remove a lock if its holder is gone; raise if it is alive."""
+        first = self.output.read(name)
         if first is None:
             return
         holder = _parse(first)
@@ -128,11 +142,10 @@ class Lock:
             if _process_start(holder["pid"]) == holder["process_start"]:
                 raise self._held_by(holder)
         else:
-            self._watch(first, holder)
-        self._cleared = True
-        self.output.remove(self.name)
+            self._watch(name, first, holder)
+        self.output.remove(name)
 
-    def _watch(self, first: bytes, holder: dict[str, Any]) -> None:
+    def _watch(self, name: str, first: bytes, holder: dict[str, Any]) -> None:
         """Return once the lock has not changed for `stale_s`; raise if it does."""
         self.on_wait(
             f"{self.output.uri} is locked by process {holder['pid']} on {holder['host']}; "
@@ -141,7 +154,7 @@ class Lock:
         deadline = time.monotonic() + self.stale_s
         while time.monotonic() < deadline:
             self._stop.wait(self.poll_s)
-            now = self.output.read(self.name)
+            now = self.output.read(name)
             if now is None:
                 return
             if now != first:

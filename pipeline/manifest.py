@@ -7,11 +7,10 @@ which names them. One row group is one shard, so that a worker reads its shard a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -29,12 +28,19 @@ _SHARDS_PER_FILE = 500
 
 @dataclass(frozen=True)
 class ShardRef:
-    """Where a shard's units stand, and how many they are."""
+    """Where a shard's units stand, and how many count: those that are not `retired`.
+
+    With `amend` the shard has a part already: retired units lose their rows, and units that failed
+    with one of the codes of `redo` (None: none, empty: any) are done again.
+    """
 
     shard: int
     file: str
     row_group: int
     units: int
+    retired: tuple[int, ...] = ()
+    amend: bool = False
+    redo: tuple[str, ...] | None = None
 
 
 class ManifestWriter:
@@ -48,6 +54,7 @@ class ManifestWriter:
         self.output = output
         self.folder = f"{FOLDER}/gen-{generation:05d}"
         self.files: list[str] = []
+        self.retired: str | None = None
         self._writer_id = uuid.uuid4().hex[:8]
         self._buffer: io.BytesIO | None = None
         self._writer: pq.ParquetWriter | None = None
@@ -63,6 +70,18 @@ class ManifestWriter:
         if self._shards_in_file == _SHARDS_PER_FILE:
             self._flush()
 
+    def retire(self, units: Iterable[pa.RecordBatch]) -> None:
+        """Units (`unit_id`, `shard`) of earlier generations that count no more once this one does.
+
+        The leading underscore keeps the file out of `manifest` as a table.
+        """
+        sink = io.BytesIO()
+        with pq.ParquetWriter(sink, schema.RETIRED, compression="zstd") as writer:
+            for batch in units:
+                writer.write_batch(batch.cast(schema.RETIRED))
+        self.retired = f"_retired-{self._writer_id}.parquet"
+        self.output.replace(f"{self.folder}/{self.retired}", sink.getvalue())
+
     def complete(self, next_unit: int, next_shard: int) -> bool:
         """Make the generation count; False if another driver's stands already.
 
@@ -70,13 +89,19 @@ class ManifestWriter:
         """
         self._flush()
         unmark_success(self.output)
-        document = {"files": self.files, "next_unit": next_unit, "next_shard": next_shard}
+        document = {
+            "files": self.files,
+            "retired": self.retired,
+            "next_unit": next_unit,
+            "next_shard": next_shard,
+        }
         name = f"{self.folder}/{_COMPLETE}"
         won = self.output.create(name, json.dumps(document).encode())
         # A request that is sent again after its answer was lost finds its own file.
         won = won or json.loads(self.output.read(name) or b"{}").get("files") == self.files
+        mine = {*self.files, self.retired}
         for file in self.output.list(self.folder):
-            if file != _COMPLETE and (file in self.files) != won:
+            if file != _COMPLETE and (file in mine) != won:
                 self.output.remove(f"{self.folder}/{file}")
         return won
 
@@ -95,43 +120,63 @@ class ManifestWriter:
 class Manifest:
     """What is planned so far."""
 
-    files: tuple[str, ...]
-    generations: int
-    next_unit: int
-    next_shard: int
+    files: tuple[str, ...] = ()
+    generations: int = 0
+    next_unit: int = 0
+    next_shard: int = 0
+    retired_files: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, output: Output) -> Manifest:
         """The complete generations of an output."""
         files: list[str] = []
+        retired: list[str] = []
         generations, next_unit, next_shard = 0, 0, 0
         while True:
             folder = f"{FOLDER}/gen-{generations:05d}"
             if (document := output.read(f"{folder}/{_COMPLETE}")) is None:
-                return cls(tuple(files), generations, next_unit, next_shard)
+                return cls(tuple(files), generations, next_unit, next_shard, tuple(retired))
             values = json.loads(document)
             files += [f"{folder}/{file}" for file in values["files"]]
+            if name := values.get("retired"):
+                retired.append(f"{folder}/{name}")
             next_unit, next_shard = values["next_unit"], values["next_shard"]
             generations += 1
 
     def shards(self, output: Output) -> Iterator[ShardRef]:
         """All shards in order."""
+        table = self.retired_units(output)
+        retired: dict[int, list[int]] = {}
+        for unit, shard in zip(*(column.to_pylist() for column in table), strict=True):
+            retired.setdefault(shard, []).append(unit)
         shard = 0
         for name in self.files:
             with _opened(output, name) as file:
                 units = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             for group, count in enumerate(units):
-                yield ShardRef(shard, name, group, count)
+                gone = tuple(retired.get(shard, ()))
+                yield ShardRef(shard, name, group, count - len(gone), gone)
                 shard += 1
 
-    def uri_digests(self, output: Output) -> set[bytes]:
-        """Digests of all planned URIs."""
-        known: set[bytes] = set()
-        for name in self.files:
+    def retired_units(self, output: Output) -> pa.Table:
+        """`unit_id` and `shard` of the units that count no more, as their input has changed."""
+        tables = [schema.RETIRED.empty_table()]
+        for name in self.retired_files:
             with _opened(output, name) as file:
-                for batch in file.iter_batches(columns=["uri"]):
-                    known.update(digest(uri) for uri in batch.column(0).to_pylist())
-        return known
+                tables.append(file.read())
+        return pa.concat_tables(tables)
+
+    def units(self, output: Output, columns: list[str]) -> pa.RecordBatchReader:
+        """Columns of all units, retired ones too, in order, a batch at a time."""
+        fields = pa.schema([schema.MANIFEST.field(name) for name in columns])
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for name in self.files:
+                with _opened(output, name) as file:
+                    for batch in file.iter_batches(columns=columns):
+                        yield batch.select(columns).cast(fields)
+
+        return pa.RecordBatchReader.from_batches(fields, batches())
 
 
 @contextlib.contextmanager
@@ -151,8 +196,3 @@ def open_file(output: Output, name: str) -> pq.ParquetFile:
 def read_shard(file: pq.ParquetFile, row_group: int) -> list[Unit]:
     """The units of a shard."""
     return from_table(file.read_row_group(row_group))
-
-
-def digest(uri: str) -> bytes:
-    """16 bytes that stand for a URI."""
-    return hashlib.blake2b(uri.encode(), digest_size=16).digest()

@@ -12,12 +12,10 @@ from cpm_core.locators import FOUND, LocatorSpec, read_locator
 from cpm_core.poses import SAME_PERSON
 from pipeline.config import AnnotateSettings
 from pipeline.errors import UsageError
-from pipeline.inputs import boxes_by_uri, has_boxes, read_table
+from pipeline.lists import Boxes, boxes_by_uri, has_boxes, read_table
 from pipeline.storage import StorageOptions
-from pipeline.units import GivenBox
 
 DEFAULT = "person-net"
-Boxes = dict[str, tuple[GivenBox, ...]]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Planning: inputs -> units -> shards, appended to the manifest.
 
-What is planned stays planned: a second run plans only inputs whose URI is new.
+What is planned stays planned: a second run plans only inputs whose URI is new. Units of inputs that
+have changed may be retired, and the inputs planned anew.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
+import pyarrow as pa
+
 from cpm_core.locators import Kind, LocatorSpec
 from pipeline.errors import InputError
 from pipeline.guard import Decoder
 from pipeline.inputs import Input
-from pipeline.manifest import Manifest, ManifestWriter, digest
+from pipeline.manifest import Manifest, ManifestWriter
 from pipeline.messages import DecoderConfig
 from pipeline.storage import Output
 from pipeline.units import GivenBox, Unit
@@ -77,21 +80,22 @@ class Planned:
     bytes: int = 0
     videos: int = 0
     shards: int = 0
-    known: int = 0
     counts: bool = True
 
 
 def plan(
     inputs: Iterable[Input],
     manifest: Manifest,
-    known: set[bytes],
     decoder: DecoderConfig,
     rule: ShardRule,
     output: Output | None,
-    limit: int | None,
     on_progress: Callable[[Planned], None],
+    retired: Iterable[pa.RecordBatch] | None = None,
 ) -> Planned:
-    """Append what is new to the manifest; with `output` None only count (dry run)."""
+    """Append inputs to the manifest; with `output` None only count (dry run).
+
+    `retired` are units (`unit_id`, `shard`) of inputs that are planned anew.
+    """
     done = Planned()
     writer = ManifestWriter(output, manifest.generations) if output is not None else None
     shard, units, room, crops = manifest.next_shard, list[Unit](), 0, 0
@@ -106,7 +110,7 @@ def plan(
         units = []
         on_progress(done)
 
-    for unit in _units(_new(inputs, known, limit, done), decoder, rule):
+    for unit in _units(_counted(inputs, done), decoder, rule):
         fits = unit.frames <= room and rule.crops(unit) <= crops
         if not units or not fits:
             close_shard()
@@ -118,24 +122,14 @@ def plan(
         done.frames += unit.frames
     close_shard()
     if writer is not None and done.units:
+        if retired is not None:
+            writer.retire(retired)
         done.counts = writer.complete(manifest.next_unit + done.units, shard)
     return done
 
 
-def _new(
-    inputs: Iterable[Input], known: set[bytes], limit: int | None, done: Planned
-) -> Iterator[Input]:
-    """Inputs that are not planned yet; `limit` counts those that are, too."""
-    seen = 0
+def _counted(inputs: Iterable[Input], done: Planned) -> Iterator[Input]:
     for item in inputs:
-        if limit is not None and seen == limit:
-            return
-        key = digest(item.uri)
-        seen += 1
-        if key in known:
-            done.known += 1
-            continue
-        known.add(key)
         done.inputs += 1
         done.videos += item.kind == "video"
         done.bytes += item.size or 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Self
 
@@ -30,6 +31,8 @@ class Reporter:
         self._stream = os.fdopen(os.dup(2), "w", buffering=1)
         self.console = Console(file=self._stream, highlight=False, soft_wrap=True)
         self._last_plan = time.monotonic()
+        self._listed = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -41,25 +44,34 @@ class Reporter:
         """One line."""
         self.console.print(text, markup=False)
 
+    def listing(self, count: int) -> None:
+        """So many more inputs are listed; now and then says how many. Several threads call it."""
+        with self._lock:
+            self._listed += count
+            self._now_and_then(f"listing: {self._listed:,} inputs")
+
     def planning(self, planned: Planned) -> None:
         """Now and then, how far planning is."""
+        self._now_and_then(f"planning: {planned.inputs:,} inputs, {planned.units:,} units")
+
+    def _now_and_then(self, text: str) -> None:
         now = time.monotonic()
         if now - self._last_plan >= _LINE_EVERY_S:
             self._last_plan = now
-            self.say(f"planning: {planned.inputs:,} inputs, {planned.units:,} units")
+            self.say(text)
 
-    def annotating(self, total_units: int, done: Summary) -> Meter:
-        """A meter for a run over `total_units`; `done` are those of earlier runs."""
+    def annotating(self, total_units: int, done: int) -> Meter:
+        """A meter for a run over `total_units`, of which so many were done before."""
         return Meter(self.console, total_units, done)
 
 
 class Meter:
     """Progress of the units of this run: a bar on a terminal, a line every 10 s elsewhere."""
 
-    def __init__(self, console: Console, total_units: int, done: Summary) -> None:
+    def __init__(self, console: Console, total_units: int, done: int) -> None:
         self.console = console
         self.total = total_units
-        self.before = done.units
+        self.before = done
         self.so_far = Summary()
         self.started = time.monotonic()
         self._last_line = self.started

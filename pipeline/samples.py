@@ -22,6 +22,7 @@ from cpm_core.skeleton import Skeleton
 from pipeline import schema
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
+from pipeline.listing import walk
 from pipeline.pictures import decode_picture
 from pipeline.storage import (
     STORAGE_ERRORS,
@@ -29,7 +30,6 @@ from pipeline.storage import (
     open_filesystem,
     path_of,
     protocol_of,
-    walk,
 )
 
 MOST_PIXELS = 100_000_000

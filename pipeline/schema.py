@@ -92,6 +92,10 @@ MANIFEST = pa.schema(
 )
 """One row per unit, one row group per shard; `pipeline.units.Unit` says what the columns mean."""
 
+RETIRED = pa.schema(
+    [pa.field("unit_id", pa.int64(), nullable=False), pa.field("shard", pa.int64(), nullable=False)]
+)
+"""Units of earlier generations that count no more."""
 
 _IGNORED = pa.struct(
     [

@@ -100,7 +100,7 @@ def _parser(cls: type[Settings], program: str) -> _Parser:
         if _is_bool(field):
             options["action"] = argparse.BooleanOptionalAction
         elif _is_list(field):
-            options |= {"nargs": "+", "action": "extend", "metavar": _metavar(name)}
+            options |= {"nargs": "*", "action": "extend", "metavar": _metavar(name)}
         else:
             options["metavar"] = _metavar(name)
         parser.add_argument(flag_of(name), dest=name, **options)

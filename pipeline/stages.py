@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import commit_part, part_summaries
+from pipeline.commit import amend_part, commit_part, part_summaries, read_part
 from pipeline.errors import InputError
 from pipeline.fetch import fetch
 from pipeline.guard import Decoder
@@ -80,7 +80,7 @@ class Summary:
         return cls(
             shards=1,
             units=units,
-            frames=pc.sum(pc.equal(first, 0)).as_py() - failed.num_rows,
+            frames=(pc.sum(pc.equal(first, 0)).as_py() or 0) - failed.num_rows,
             rows=table.num_rows,
             people=len(people) - people.null_count,
             failed_units=pc.count_distinct(failed["unit_id"]).as_py(),
@@ -111,8 +111,10 @@ class Prepare:
             decoder.close()
 
     def shard(self, ref: ShardRef) -> pa.Table:
-        """Rows with crops of all units of a shard."""
-        return self.units(self._units(ref))
+        """Rows with crops of all units of a shard that are to do."""
+        if self._manifest is None or self._manifest[0] != ref.file:
+            self._manifest = ref.file, open_file(self.output, ref.file)
+        return self.units(units_to_do(self.output, ref, self._manifest[1]))
 
     def units(self, units: Iterable[Unit]) -> pa.Table:
         """Rows with crops of the given units, in their order."""
@@ -146,11 +148,6 @@ class Prepare:
             self.free.put(decoder)
         return rows
 
-    def _units(self, ref: ShardRef) -> list[Unit]:
-        if self._manifest is None or self._manifest[0] != ref.file:
-            self._manifest = ref.file, open_file(self.output, ref.file)
-        return read_shard(self._manifest[1], ref.row_group)
-
 
 class PrepareStage:
     """`Prepare` as Ray Data calls it."""
@@ -161,11 +158,11 @@ class PrepareStage:
         self.prepare = Prepare(ray.get(config), output, decoders)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """shard, file, row_group -> shard, payload, seconds."""
+        """ref -> ref, payload, seconds."""
         started = time.monotonic()
-        row = batch.to_pylist()[0]
-        table = self.prepare.shard(ShardRef(**row))
-        return _row(row["shard"], table, {"prepare": time.monotonic() - started})
+        ref = ref_of(batch)
+        table = self.prepare.shard(ref)
+        return _row(ref, table, {"prepare": time.monotonic() - started})
 
 
 class EstimateStage:
@@ -180,11 +177,11 @@ class EstimateStage:
         self.estimator: Estimator = ray.get(make).build()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """shard, payload with crops, seconds -> shard, payload with keypoints, seconds."""
+        """ref, payload with crops, seconds -> ref, payload with keypoints, seconds."""
         started = time.monotonic()
-        shard, table, seconds = _unrow(batch)
+        ref, table, seconds = _unrow(batch)
         rows = estimate_rows(self.estimator, table, self.same_person)
-        return _row(shard, rows, seconds | {"estimate": time.monotonic() - started})
+        return _row(ref, rows, seconds | {"estimate": time.monotonic() - started})
 
 
 class CommitStage:
@@ -196,25 +193,29 @@ class CommitStage:
         self.final = final
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """shard, payload with keypoints, seconds -> shard, summary, committed."""
+        """ref, payload with keypoints, seconds -> ref, summary, committed."""
         started = time.monotonic()
-        shard, table, seconds = _unrow(batch)
+        ref, table, seconds = _unrow(batch)
         summary = Summary.of(table)
         committed = self.final or not out_of_reach(summary)
         if committed:
-            summary = commit(self.output, shard, table, summary, self.metadata)
+            summary = commit(self.output, ref, table, summary, self.metadata)
         summary.seconds.update(seconds | {"commit": time.monotonic() - started})
-        row = {"shard": [shard], "summary": [summary.to_json()], "committed": [committed]}
-        return pa.table(row)
+        row = {"summary": [summary.to_json()], "committed": [committed]}
+        return pa.table({"ref": batch["ref"], **row})
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A shard that went through the graph; one that was not committed is still to do."""
+    """A shard that went through the graph, with the counts of what was done now.
+
+    One that was not committed is still to do. One that was `amended` had a part before.
+    """
 
     shard: int
     summary: Summary
     committed: bool
+    amended: bool = False
 
 
 def out_of_reach(summary: Summary) -> bool:
@@ -227,14 +228,45 @@ def access_failures(summary: Summary) -> Counter[str]:
     return Counter({code: summary.failed[code] for code in _ACCESS_CODES})
 
 
+def units_to_do(output: Output, ref: ShardRef, file: pq.ParquetFile) -> list[Unit]:
+    """Units of a shard that count; of one that is amended, those that are to be done again."""
+    units = [unit for unit in read_shard(file, ref.row_group) if unit.unit_id not in ref.retired]
+    if not ref.amend:
+        return units
+    if ref.redo is None:
+        return []
+    rows = read_part(output, ref.shard, ["unit_id", "status", "error_code"])
+    failed = rows.filter(pc.equal(rows["status"], "failed"))
+    if ref.redo:
+        failed = failed.filter(pc.is_in(failed["error_code"], pa.array(ref.redo)))
+    again = set(failed["unit_id"].to_pylist())
+    return [unit for unit in units if unit.unit_id in again]
+
+
 def commit(
-    output: Output, shard: int, table: pa.Table, summary: Summary, metadata: dict[bytes, bytes]
+    output: Output, ref: ShardRef, table: pa.Table, summary: Summary, metadata: dict[bytes, bytes]
 ) -> Summary:
-    """Create the shard's part; the summary of the part that stands, whoever wrote it."""
-    if commit_part(output, shard, table, metadata, summary.to_json()):
+    """Create the shard's part, or amend it; returns the counts of what was done now.
+
+    Where the part stood already, its own: whoever wrote it.
+    """
+    if ref.amend:
+        amend_part(output, ref.shard, lambda rows: _amended(rows, ref, table), metadata)
         return summary
-    (text,) = part_summaries(output, {shard})
+    if commit_part(output, ref.shard, table, metadata, summary.to_json()):
+        return summary
+    (text,) = part_summaries(output, {ref.shard})
     return Summary.from_json(text)
+
+
+def _amended(rows: pa.Table, ref: ShardRef, new: pa.Table) -> tuple[pa.Table, str]:
+    """A part's rows with those of units that were done again, without those of retired ones."""
+    gone = pa.array([*ref.retired, *pc.unique(new["unit_id"]).to_pylist()], pa.int64())
+    kept = rows.filter(pc.invert(pc.is_in(rows["unit_id"], gone))).cast(new.schema)
+    table = pa.concat_tables([kept, new])
+    # Stable: the rows of a unit stay in their order.
+    table = table.take(pc.sort_indices(table["unit_id"]))
+    return table, Summary.of(table).to_json()
 
 
 @dataclass(frozen=True)
@@ -256,20 +288,38 @@ class EstimatorSpec:
         return Estimator(**vars(self))
 
 
-def _row(shard: int, table: pa.Table, seconds: dict[str, float]) -> pa.Table:
+def refs_table(ref: ShardRef) -> pa.Table:
+    """A row of the graph as it starts."""
+    return pa.table({"ref": [json.dumps(asdict(ref))]})
+
+
+def ref_of(batch: pa.Table) -> ShardRef:
+    """The shard that a row of the graph is about."""
+    assert batch.num_rows == 1, "a batch is one shard"
+    return ref_from_json(batch["ref"][0].as_py())
+
+
+def ref_from_json(text: str) -> ShardRef:
+    """Undo what `refs_table` makes of a shard."""
+    values = json.loads(text)
+    redo = values["redo"] if values["redo"] is None else tuple(values["redo"])
+    return ShardRef(**{**values, "retired": tuple(values["retired"]), "redo": redo})
+
+
+def _row(ref: ShardRef, table: pa.Table, seconds: dict[str, float]) -> pa.Table:
     payload = pack(table)
     column = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(),
         1,
         [None, pa.py_buffer(_offsets(payload.size)), payload],
     )
-    return pa.table({"shard": [shard], "payload": column, "seconds": [json.dumps(seconds)]})
+    row = refs_table(ref).append_column("payload", column)
+    return row.append_column("seconds", [[json.dumps(seconds)]])
 
 
-def _unrow(batch: pa.Table) -> tuple[int, pa.Table, dict[str, float]]:
-    assert batch.num_rows == 1, "a batch is one shard"
+def _unrow(batch: pa.Table) -> tuple[ShardRef, pa.Table, dict[str, float]]:
     payload = batch["payload"][0].as_buffer()
-    return batch["shard"][0].as_py(), unpack(payload), json.loads(batch["seconds"][0].as_py())
+    return ref_of(batch), unpack(payload), json.loads(batch["seconds"][0].as_py())
 
 
 def _offsets(size: int) -> bytes:

@@ -7,16 +7,17 @@ if it is not there yet: the commit rests on that.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import fsspec.asyn
 import pyarrow.fs
 from botocore.exceptions import BotoCoreError
 from fsspec.core import strip_protocol
@@ -27,6 +28,7 @@ STORAGE_ERRORS = (OSError, BotoCoreError)
 """What local disks and S3 raise when they cannot be reached, or refuse."""
 
 _CREATE_ATTEMPTS = 5
+_CONFLICTS = ("ConditionalRequestConflict", "409")
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,6 @@ class StorageOptions:
         if self.requester_pays:
             options["requester_pays"] = True
         return options
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """One listed object."""
-
-    uri: str
-    size: int | None
-    etag: str | None
-    mtime: datetime | None
 
 
 def protocol_of(uri: str) -> str:
@@ -103,73 +95,30 @@ def uri_of(protocol: str, path: str) -> str:
     return f"{protocol}://{path}"
 
 
-def walk(uri: str, options: StorageOptions) -> Iterator[FileInfo]:
-    """All files under a folder, sorted by path, with one page or folder's listing in memory.
-
-    Hidden files and folders (a leading dot) are passed over. Links to folders are followed.
-    """
-    fs, protocol, root = open_filesystem(uri, options), protocol_of(uri), path_of(uri)
-    found = _walk_bucket(fs, root) if protocol == "s3" else _walk_folder(fs, root, ())
-    return (describe(entry, protocol) for entry in found)
-
-
-def _walk_bucket(fs: Any, root: str) -> Iterator[dict[str, Any]]:
-    for entry in list_bucket(fs, root):
-        below = str(entry["name"]).removeprefix(root).split("/")
-        marks_folder = not below[-1] and not entry["size"]
-        if not marks_folder and not any(part.startswith(".") for part in below):
-            yield entry
-
-
 def list_bucket(fs: Any, root: str) -> Iterator[dict[str, Any]]:
     """All objects under bucket/folder, sorted by key, page by page.
 
     S3 has no folders: only a flat listing also finds keys such as `a//b.jpg`.
     """
     bucket, folder, _ = fs.split_path(root)
-    request = {"Bucket": bucket, "Prefix": f"{folder}/" if folder else ""}
+    for page in pages(fs, Bucket=bucket, Prefix=f"{folder}/" if folder else ""):
+        yield from objects(page, bucket)
+
+
+def pages(fs: Any, **request: str) -> Iterator[dict[str, Any]]:
+    """The answers of S3 to a listing."""
     while True:
         page = fs.call_s3("list_objects_v2", **request)
-        for entry in page.get("Contents", ()):
-            yield {**entry, "name": f"{bucket}/{entry['Key']}", "size": entry["Size"]}
+        yield page
         if not page.get("IsTruncated"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def _walk_folder(fs: Any, folder: str, above: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """`above` are the folders on the way here, links resolved: a link to one of them is a loop."""
-    above = (*above, os.path.realpath(folder))
-    entries = {_sort_key(entry): entry for entry in fs.ls(folder, detail=True)}
-    for key, entry in sorted(entries.items()):
-        name = key.rstrip("/")
-        if os.path.basename(name).startswith(".") or name == folder.rstrip("/"):
-            continue
-        if not key.endswith("/"):
-            yield entry
-        elif not (entry.get("islink") and os.path.realpath(name) in above):
-            yield from _walk_folder(fs, name, above)
-
-
-def _sort_key(entry: dict[str, Any]) -> str:
-    """The path, with a slash at the end for folders, so that the whole walk is sorted by path."""
-    name = str(entry["name"]).rstrip("/")
-    is_folder = entry["type"] == "directory" or (entry.get("islink") and os.path.isdir(name))
-    return f"{name}/" if is_folder else name
-
-
-def describe(entry: dict[str, Any], protocol: str) -> FileInfo:
-    """A listing entry of any fsspec file system."""
-    modified = entry.get("LastModified") or entry.get("mtime") or entry.get("last_modified")
-    if isinstance(modified, int | float):
-        modified = datetime.fromtimestamp(modified, UTC)
-    etag = entry.get("ETag") or entry.get("etag")
-    return FileInfo(
-        uri=uri_of(protocol, str(entry["name"])),
-        size=entry.get("size"),
-        etag=str(etag).strip('"') if etag else None,
-        mtime=modified if isinstance(modified, datetime) else None,
-    )
+def objects(page: dict[str, Any], bucket: str) -> Iterator[dict[str, Any]]:
+    """A page's objects as entries of fsspec."""
+    for entry in page.get("Contents", ()):
+        yield {**entry, "name": f"{bucket}/{entry['Key']}", "size": entry["Size"]}
 
 
 class Output:
@@ -230,7 +179,7 @@ class Output:
                 if code in ("PreconditionFailed", "412"):
                     return False
                 # Somebody else is writing it at this moment.
-                if code not in ("ConditionalRequestConflict", "409"):
+                if code not in _CONFLICTS:
                     raise
                 time.sleep(0.1 * 2**attempt)
         raise OSError(f"another writer was in the way {_CREATE_ATTEMPTS} times")
@@ -242,6 +191,43 @@ class Output:
                 _put(self.path(name), data, os.replace)
             else:
                 self.fs.pipe_file(self.path(name), data, chunksize=5 << 30)
+
+    def replace_if(self, name: str, data: bytes, version: str) -> bool:
+        """Write a file whole over the one that `read_version` found; False if that has changed.
+
+        S3's If-Match; on a disk a lock on the folder, which all who write in this way take.
+        """
+        with self._refusals("write", name):
+            if self.protocol == "s3":
+                return self._replace_object(self.path(name), data, version)
+            path = self.path(name)
+            with _folder_lock(os.path.dirname(path)):
+                if _version_of(path) != version:
+                    return False
+                return _put(path, data, os.replace)
+
+    def _replace_object(self, path: str, data: bytes, version: str) -> bool:
+        bucket, key, _ = self.fs.split_path(path)
+        try:
+            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=version)
+        except OSError as error:
+            if s3_code(error) in ("PreconditionFailed", "412", "NoSuchKey", "404", *_CONFLICTS):
+                return False
+            raise
+        return True
+
+    def read_version(self, name: str) -> tuple[bytes, str] | None:
+        """The file's bytes and what tells them from later ones (ETag, or inode and time); None if
+        there is no file."""
+        with self._refusals("read", name), contextlib.suppress(FileNotFoundError):
+            path = self.path(name)
+            if self.protocol == "s3":
+                bucket, key, _ = self.fs.split_path(path)
+                answer = self.fs.call_s3("get_object", Bucket=bucket, Key=key)
+                return fsspec.asyn.sync(self.fs.loop, answer["Body"].read), answer["ETag"]
+            with open(path, "rb") as file:
+                return file.read(), _version_of(file.fileno())
+        return None
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None if there is none."""
@@ -302,6 +288,25 @@ def _put(path: str, data: bytes, publish: Callable[[str, str], None]) -> bool:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _version_of(file: str | int) -> str:
+    """A file that is replaced gets another inode or, where a freed one is used again, time."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: str) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -96,18 +96,21 @@ def to_table(units: Iterable[Unit]) -> pa.Table:
     """Units as rows of the manifest."""
     units = list(units)
     columns = {name: [getattr(unit, name) for unit in units] for name in schema.MANIFEST.names}
-    columns["boxes"] = [
-        None if boxes is None else [box._asdict() for box in boxes] for boxes in columns["boxes"]
-    ]
+    columns["boxes"] = [boxes_to_rows(boxes) for boxes in columns["boxes"]]
     return pa.table(columns, schema=schema.MANIFEST)
 
 
 def from_table(table: pa.Table) -> list[Unit]:
     """Rows of the manifest as units."""
 
-    def unit(row: dict[str, Any]) -> Unit:
-        boxes = row.pop("boxes")
-        given = None if boxes is None else tuple(GivenBox(**box) for box in boxes)
-        return Unit(**row, boxes=given)
+    return [Unit(**{**row, "boxes": boxes_from_rows(row["boxes"])}) for row in table.to_pylist()]
 
-    return [unit(row) for row in table.to_pylist()]
+
+def boxes_to_rows(boxes: Iterable[GivenBox] | None) -> list[dict[str, Any]] | None:
+    """Boxes as they stand in tables."""
+    return None if boxes is None else [box._asdict() for box in boxes]
+
+
+def boxes_from_rows(rows: Iterable[dict[str, Any]] | None) -> tuple[GivenBox, ...] | None:
+    """Undo `boxes_to_rows`."""
+    return None if rows is None else tuple(GivenBox(**row) for row in rows)

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from pipeline.annotate import Judge
 from pipeline.errors import PosemillError
+from pipeline.judge import Judge
 from pipeline.stages import Outcome, Summary, out_of_reach
 
 

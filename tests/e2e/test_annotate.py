@@ -9,12 +9,13 @@ import cv2
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 
 from jobs.cli import main
 from pipeline import schema
-from pipeline.storage import StorageOptions, open_filesystem, path_of
+from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_of
 from tests.e2e.conftest import Job, draw_figure
 
 
@@ -53,7 +54,7 @@ def test_same_result_on_every_kind_of_storage(
     done = json.loads(fs.cat(f"{path_of(place)}/out/_SUCCESS"))
     assert done["units"] == 40
     assert done["counts"]["people"] == 40
-    assert not fs.exists(f"{path_of(place)}/out/_lock-1-of-1")
+    assert not fs.exists(f"{path_of(place)}/out/_locks/1-of-1")
 
     second = posemill(*command)
     assert second.returncode == 0, second.stderr
@@ -161,9 +162,61 @@ def test_growing_input_is_continued(
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
 
+@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
+def test_changed_and_failed_inputs_are_replaced_without_doubles(
+    place: str, photos: Path, posemill: Job, tiny: tuple[str, ...]
+) -> None:
+    """`--retry-failed` and `--changed redo` rewrite parts: old rows go, the others stay."""
+    source = photos if protocol_of(place) == "file" else f"{place}/in"
+    fs = fsspec.filesystem(protocol_of(place), use_listings_cache=False)
+    if protocol_of(place) != "file":
+        fs.put(f"{photos}/", f"{path_of(place)}/in/", recursive=True)
+    folder = path_of(str(source))
+    for i in (3, 33):
+        fs.pipe_file(f"{folder}/figure-{i:03d}.jpg", b"no picture")
+    command = ["annotate", str(source), f"{place}/out", *tiny]
+    assert posemill(*command).returncode == 0
+    table = read_table(f"{place}/out")
+    assert table.filter(pc.equal(table["status"], "failed")).num_rows == 2
+    good = {row["uri"]: row for row in table.to_pylist() if row["status"] != "failed"}
+
+    # One is mended behind our back, one is another picture now, one is gone.
+    for i in (3, 7):
+        data = cv2.imencode(".png", draw_figure(100 + i, 200, 200))[1].tobytes()
+        fs.pipe_file(f"{folder}/figure-{i:03d}.jpg", data)
+    fs.rm_file(f"{folder}/figure-011.jpg")
+    again = posemill(*command, "--retry-failed", "unknown_format")
+    assert again.returncode == 0, again.stderr
+    assert "2 inputs have changed since they were planned" in again.stderr
+    assert "1 planned inputs are not there any more" in again.stderr
+    table = read_table(f"{place}/out")
+    assert_accounted(table, 40)
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert rows["figure-003.jpg"]["status"] != "failed"
+    assert rows["figure-033.jpg"]["status"] == "failed"
+    assert rows["figure-007.jpg"]["width"] == 96
+    assert all(row == good[row["uri"]] for row in rows.values() if row["uri"] in good)
+
+    redone = posemill(*command, "--changed", "redo")
+    assert redone.returncode == 0, redone.stderr
+    table = read_table(f"{place}/out")
+    # Units 3 and 7 are retired, and planned anew.
+    assert sorted(table["unit_id"].to_pylist()) == sorted({*range(42)} - {3, 7})
+    assert len(set(table["uri"].to_pylist())) == 40
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert rows["figure-007.jpg"]["width"] == 200
+    assert rows["figure-011.jpg"]["status"] != "failed"
+    success = json.loads(fs.cat_file(f"{path_of(place)}/out/_SUCCESS"))
+    assert (success["units"], success["counts"]["units"]) == (40, 40)
+    idle = posemill(*command, "--changed", "redo", "--retry-failed", "timeout")
+    assert idle.returncode == 0
+    assert "nothing left to do" in idle.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
+        (["photos", "out", "--retry-failed", "typo"], "'typo' is none of the codes"),
         (["photos", "out", "--box-facto", "2"], "did you mean --box-factor?"),
         (["photos", "out", "--box-factor", "0"], "--box-factor"),
         (["nowhere", "out"], "no such input"),

@@ -100,7 +100,7 @@ def test_ctrl_c_says_how_to_continue(
     assert process.returncode == 130
     assert "run the same command again" in errors
     assert "Traceback" not in errors
-    assert not (out / "_lock-1-of-1").exists()
+    assert not (out / "_locks" / "1-of-1").exists()
     assert posemill_alone(*command).returncode == 0
     assert_accounted(read_table(str(out)), UNITS)
 
@@ -146,7 +146,7 @@ def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny: tuple
         "from pipeline.progress import Reporter\n"
         "reporter = Reporter()\n"
         "run = Run(AnnotateSettings.parse(sys.argv[1:], 'test'), reporter)\n"
-        "shards = list(run._plan(write=True).shards(run.output))\n"
+        "shards = list(run.planner.plan(write=True).shards(run.output))\n"
         "with Executor(run._executor_inputs(), reporter) as executor:\n"
         "    outcomes = list(executor.run_unit_by_unit(shards))\n"
         "assert [o.committed for o in outcomes] == [True], outcomes\n"

@@ -17,7 +17,7 @@ from pipeline.lock import Lock
 from pipeline.storage import Output
 from tests.pipeline.conftest import Place
 
-NAME = "_lock-1-of-1"
+NAME = "_locks/1-of-1"
 
 
 def make(output: Output, heartbeat_s: float = 30.0, stale_s: float = 0.6, **values: Any) -> Lock:
@@ -84,9 +84,48 @@ def test_a_lock_is_gone_after_a_run_that_failed(store: Place) -> None:
 def test_partitions_have_locks_of_their_own(store: Place) -> None:
     output = store.output()
     with make(output, partition=(0, 2)), make(output, partition=(1, 2)):
-        assert store.names() == ["out/_lock-1-of-2", "out/_lock-2-of-2"]
+        assert store.names() == ["out/_locks/1-of-2", "out/_locks/2-of-2"]
         with pytest.raises(PosemillError, match="in use"), make(output, partition=(1, 2)):
             pass
+
+
+@pytest.mark.parametrize("other", [(0, 1), (2, 3)])
+def test_another_number_of_partitions_is_refused(store: Place, other: tuple[int, int]) -> None:
+    """Shards 0 and 2 are those of 1/2, and shard 2 is also that of 3/3."""
+    output = store.output()
+    with make(output, partition=(0, 2)):
+        with pytest.raises(PosemillError, match="in use"), make(output, partition=other):
+            pass
+        assert store.names() == ["out/_locks/1-of-2"]
+    with make(output, partition=other):
+        pass
+
+
+def test_a_dead_run_of_another_number_of_partitions_is_cleared(store: Place) -> None:
+    output = store.output()
+    plant(output, **dead_process())
+    with make(output, partition=(1, 2)):
+        assert store.names() == ["out/_locks/2-of-2"]
+
+
+def test_a_heartbeat_never_overwrites_who_took_over(store: Place) -> None:
+    """Between looking and writing somebody may take it over."""
+    output = store.output()
+    read = output.read_version
+
+    def taken_over(name: str) -> tuple[bytes, str] | None:
+        found = read(name)
+        if found is not None and json.loads(found[0])["run"] != "other":
+            plant(output)
+        return found
+
+    with make(output, heartbeat_s=0.05, stale_s=30.0) as lock:
+        output.read_version = taken_over  # type: ignore[method-assign]
+        deadline = time.monotonic() + 20
+        while not lock.lost:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert document(output)["run"] == "other"
 
 
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(store: Place) -> None:
@@ -235,15 +274,15 @@ def test_a_run_notices_that_it_lost_its_lock(store: Place) -> None:
 def test_a_run_survives_storage_that_is_away_for_a_while(store: Place) -> None:
     """An exception in the heartbeat ended it for good, and the lock went stale under the run."""
     output = store.output()
-    read = output.read
+    read = output.read_version
 
-    def away(name: str) -> bytes | None:
+    def away(name: str) -> tuple[bytes, str] | None:
         raise PosemillError("cannot read: no route to host")
 
     with make(output, heartbeat_s=0.02, stale_s=30.0) as lock:
-        output.read = away  # type: ignore[method-assign]
+        output.read_version = away  # type: ignore[method-assign]
         time.sleep(0.2)
-        output.read = read  # type: ignore[method-assign]
+        output.read_version = read  # type: ignore[method-assign]
         beats = document(output)["beats"]
         deadline = time.monotonic() + 20
         while document(output)["beats"] <= beats:
@@ -256,10 +295,10 @@ def test_a_run_stops_once_its_lock_may_be_stale(store: Place) -> None:
     output = store.output()
     with make(output, heartbeat_s=0.02, stale_s=0.1) as lock:
 
-        def away(name: str) -> bytes | None:
+        def away(name: str) -> tuple[bytes, str] | None:
             raise PosemillError("cannot read: no route to host")
 
-        output.read = away  # type: ignore[method-assign]
+        output.read_version = away  # type: ignore[method-assign]
         time.sleep(0.3)
         with pytest.raises(PosemillError, match=r"could not be reached for 0\.1 s"):
             lock.check()

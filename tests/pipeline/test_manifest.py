@@ -25,7 +25,7 @@ def uris(output: Output) -> list[str]:
 
 
 def test_an_output_without_a_manifest_has_nothing_planned(store: Place) -> None:
-    assert Manifest.load(store.output()) == Manifest((), 0, 0, 0)
+    assert Manifest.load(store.output()) == Manifest()
 
 
 def test_a_generation_that_was_not_completed_does_not_count(store: Place) -> None:
@@ -91,4 +91,4 @@ def test_a_large_generation_has_several_files(
         (4, 0),
     ]
     assert uris(output) == [f"/a/{i}.jpg" for i in range(10)]
-    assert len(loaded.uri_digests(output)) == 10
+    assert len(loaded.units(output, ["uri"]).read_all()) == 10

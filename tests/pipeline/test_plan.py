@@ -12,6 +12,7 @@ import pytest
 
 import pipeline.plan
 from cpm_core.locators import Kind, LocatorSpec
+from pipeline.catalog import Catalog
 from pipeline.errors import InputError
 from pipeline.inputs import Input
 from pipeline.manifest import Manifest, open_file, read_shard
@@ -89,13 +90,16 @@ def run(
     rule: ShardRule = RULE,
     limit: int | None = None,
     before: Output | None = None,
-) -> Planned:
-    """Plan on top of what is planned in `before` (default: the output)."""
+) -> tuple[Planned, int]:
+    """Plan on top of what is planned in `before` (default: the output); and how many are known."""
     at = before or output
     assert at is not None
     manifest = Manifest.load(at)
-    known = manifest.uri_digests(at)
-    return plan(inputs, manifest, known, decoder_config(), rule, output, limit, lambda _: None)
+    with Catalog() as catalog:
+        catalog.add([lambda: iter(inputs)], limit, lambda _: None)
+        catalog.compare(manifest, at, [])
+        done = plan(catalog.new(), manifest, decoder_config(), rule, output, lambda _: None)
+        return done, catalog.known
 
 
 def planned(output: Output) -> list[list[Unit]]:
@@ -204,10 +208,10 @@ def test_one_row_group_is_one_shard(output: Output) -> None:
 
 
 def test_a_second_plan_appends_what_is_new(output: Output) -> None:
-    assert run(pictures(40), output).units == 40
+    assert run(pictures(40), output)[0].units == 40
     before = planned(output)
-    again = run([*pictures(40), *pictures(3, "new")], output)
-    assert (again.inputs, again.known, again.units, again.shards) == (3, 40, 3, 1)
+    again, known = run([*pictures(40), *pictures(3, "new")], output)
+    assert (again.inputs, known, again.units, again.shards) == (3, 40, 3, 1)
     after = planned(output)
     assert after[: len(before)] == before
     assert [(unit.unit_id, unit.uri) for unit in after[-1]] == [
@@ -220,13 +224,13 @@ def test_a_second_plan_appends_what_is_new(output: Output) -> None:
 def test_a_plan_without_new_inputs_adds_nothing(output: Output) -> None:
     run(pictures(3), output)
     names = output.list("manifest")
-    assert run(pictures(3), output).inputs == 0
+    assert run(pictures(3), output)[0].inputs == 0
     assert output.list("manifest") == names
 
 
 def test_an_input_named_twice_is_planned_once(output: Output) -> None:
-    done = run([*pictures(3), *pictures(3)], output)
-    assert (done.units, done.known) == (3, 3)
+    done, _ = run([*pictures(3), *pictures(3)], output)
+    assert done.units == 3
     assert len(units_of(output)) == 3
 
 
@@ -271,8 +275,8 @@ def test_a_limit_counts_what_is_planned_already(
     output: Output, limit: int | None, new: int, known: int
 ) -> None:
     run(pictures(3), output)
-    done = run(pictures(10), output, limit=limit)
-    assert (done.inputs, done.known) == (new, known)
+    done, found = run(pictures(10), output, limit=limit)
+    assert (done.inputs, found) == (new, known)
 
 
 def test_what_was_planned_is_counted(output: Output) -> None:
@@ -281,11 +285,9 @@ def test_what_was_planned_is_counted(output: Output) -> None:
     done = plan(
         inputs,
         Manifest.load(output),
-        set(),
         decoder_config(),
         RULE,
         output,
-        None,
         lambda so_far: told.append(so_far.units),
     )
     assert done == Planned(inputs=41, units=42, frames=50, bytes=1400, videos=1, shards=2)
@@ -293,7 +295,7 @@ def test_what_was_planned_is_counted(output: Output) -> None:
 
 
 def test_a_dry_run_writes_nothing(output: Output) -> None:
-    done = run(pictures(40), None, before=output)
+    done, _ = run(pictures(40), None, before=output)
     assert (done.units, done.shards) == (40, 2)
     assert not Path(output.root).exists()
 
@@ -307,5 +309,5 @@ def test_probing_needs_no_locator(monkeypatch: pytest.MonkeyPatch, output: Outpu
 
     monkeypatch.setattr(pipeline.plan, "Decoder", Noted)
     config = decoder_config(people=LocatorSpec("detector", 0.4, "sha", b"onnx"), fps=3.0)
-    plan([], Manifest.load(output), set(), config, RULE, output, None, lambda _: None)
+    plan([], Manifest.load(output), config, RULE, output, lambda _: None)
     assert [(c.people, c.fps) for c in made] == [(LocatorSpec("boxes"), 3.0)] * 2

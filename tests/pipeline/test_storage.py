@@ -18,7 +18,6 @@ from pipeline.storage import (
     path_of,
     protocol_of,
     uri_of,
-    walk,
 )
 from tests.pipeline.conftest import OPTIONS, Place
 
@@ -72,76 +71,6 @@ def test_options_reach_the_s3_file_system() -> None:
         "requester_pays": True,
     }
     assert options.for_protocol("file") == {}
-
-
-def test_a_walk_is_sorted_and_passes_over_hidden_files(place: Place) -> None:
-    names = ["b.jpg", "a/2.jpg", "a/1.jpg", "a.jpg", "a/c/1.png", "z.txt"]
-    for name in [*names, ".hidden.jpg", ".cache/1.jpg", "a/.x.jpg"]:
-        place.put(name, b"x")
-    found = list(walk(place.uri, OPTIONS))
-    assert [file.uri for file in found] == [f"{place.table_uri}/{n}" for n in sorted(names)]
-    assert all(file.size == 1 and file.mtime is not None for file in found)
-    assert all((file.etag is not None) == (place.s3 is not None) for file in found)
-
-
-def test_odd_names_are_walked_and_read(place: Place) -> None:
-    expected = {place.put(f"photos/{name}", name.encode()): name for name in ODD_NAMES}
-    found = [file.uri for file in walk(f"{place.uri}/photos", OPTIONS)]
-    assert found == sorted(expected)
-    for uri in found:
-        data = open_filesystem(uri, OPTIONS).cat_file(path_of(uri))
-        assert data == expected[uri].encode()
-
-
-def test_s3_keys_that_are_no_paths_are_walked(s3_place: Place) -> None:
-    """Empty path components, and the markers that consoles make for folders."""
-    for name, data in [
-        ("p/a//b.jpg", b"1"),
-        ("p//c.jpg", b"2"),
-        ("p/d/", b""),
-        ("p/../e.jpg", b"3"),
-    ]:
-        s3_place.put(name, data)
-    found = [file.uri for file in walk(f"{s3_place.uri}/p/", OPTIONS)]
-    expected = [f"{s3_place.uri}/{name}" for name in ("p//c.jpg", "p/a//b.jpg")]
-    assert found == expected
-    contents = [open_filesystem(uri, OPTIONS).cat_file(path_of(uri)) for uri in found]
-    assert contents == [b"2", b"1"]
-
-
-def test_a_walk_goes_through_all_pages(s3_place: Place) -> None:
-    for i in range(7):
-        s3_place.put(f"p/{i}.jpg", b"x")
-    s3_place.put("pq/other.jpg", b"x")
-    fs = open_filesystem(s3_place.uri, OPTIONS)
-    pages = []
-
-    class Paged:
-        split_path = fs.split_path
-
-        def call_s3(self, method: str, **request: Any) -> Any:
-            pages.append(request.get("ContinuationToken"))
-            return fs.call_s3(method, **request, MaxKeys=3)
-
-    from pipeline.storage import list_bucket
-
-    names = [entry["name"] for entry in list_bucket(Paged(), path_of(f"{s3_place.uri}/p"))]
-    assert len(pages) == 3
-    assert names == [f"{path_of(s3_place.uri)}/p/{i}.jpg" for i in range(7)]
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "1.jpg").write_bytes(b"x")
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "folder").symlink_to(outside)
-    (root / "file.jpg").symlink_to(outside / "1.jpg")
-    (root / "broken.jpg").symlink_to(outside / "none.jpg")
-    (root / "loop").symlink_to(root)
-    found = [file.uri.removeprefix(f"{root}/") for file in walk(str(root), OPTIONS)]
-    assert found == ["broken.jpg", "file.jpg", "folder/1.jpg"]
 
 
 def test_a_file_is_created_once(place: Place) -> None:

@@ -1,0 +1,219 @@
+"""The inputs of a run beside what is planned: which are new, changed or gone.
+
+Neither fits into memory at 10^9. Inputs are listed into Parquet files in a temporary folder, part
+by part and side by side, and compared with the manifest by DuckDB, which spills to that folder.
+What stays in memory is a byte per input.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.inputs import Input
+from pipeline.listing import THREADS
+from pipeline.manifest import Manifest
+from pipeline.storage import Output
+from pipeline.units import boxes_from_rows, boxes_to_rows
+
+_ROWS = 20_000
+"""Inputs that are written, and read, at once."""
+_MEMORY = "512MB"
+"""What DuckDB may take before it spills."""
+_INPUT_COLUMNS = ("uri", "kind", "size", "etag", "mtime", "boxes")
+_LISTED = pa.schema(
+    [
+        pa.field("part", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        *(schema.MANIFEST.field(name) for name in _INPUT_COLUMNS),
+        pa.field("bad_name", pa.bool_(), nullable=False),
+    ]
+)
+_STATE = ("uri", "size", "etag", "mtime", "unit_id")
+_CHANGED = """coalesce(CASE WHEN l.etag IS NOT NULL AND p.etag IS NOT NULL THEN l.etag <> p.etag
+    ELSE l.size <> p.size OR l.mtime <> p.mtime END, false)"""
+
+Part = Callable[[], Iterator[Input]]
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """Planned inputs that a listing of their folder does not have any more."""
+
+    count: int = 0
+    example: str | None = None
+
+
+class Catalog:
+    """Lists inputs once and compares them with a manifest, as often as needed.
+
+    A context: its temporary folder (of TMPDIR; some 50 bytes per input) goes at the end.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="posemill-plan-")
+        self.folder = Path(self._folder.name)
+        self.sizes = np.zeros(0, np.int64)
+        self.known = self.changed_count = 0
+        self.vanished = Vanished()
+        # By position, a running number over all inputs.
+        self._is_new = self._is_changed = np.zeros(0, np.bool_)
+        self._duckdb = duckdb.connect(
+            config={"memory_limit": _MEMORY, "temp_directory": str(self.folder), "threads": 2}
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._duckdb.close()
+        self._folder.cleanup()
+
+    def add(
+        self, parts: Sequence[Part], limit: int | None, on_progress: Callable[[int], None]
+    ) -> None:
+        """List the parts of the inputs, side by side; with a limit in turn, and no further."""
+        if limit is not None:
+            inputs = islice((item for part in parts for item in part()), limit)
+            sizes = [self._list(0, inputs, on_progress)]
+        else:
+            with ThreadPoolExecutor(THREADS, "list") as pool:
+                jobs = [
+                    pool.submit(lambda n, part: self._list(n, part(), on_progress), n, part)
+                    for n, part in enumerate(parts)
+                ]
+                try:
+                    sizes = [job.result() for job in jobs]
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        self.sizes = np.array(sizes, np.int64)
+
+    def compare(self, manifest: Manifest, output: Output, roots: Sequence[str]) -> None:
+        """Find what is new, changed and gone; `roots` are the folders that were listed whole."""
+        total = int(self.sizes.sum())
+        listed = f"read_parquet('{self.folder}/listed-*.parquet')"
+        first = self._flags(f"SELECT min(part << 40 | row) FROM {listed} GROUP BY uri", total)
+        if not manifest.files:
+            self._is_new, self._is_changed = first, np.zeros(total, np.bool_)
+            self.known = self.changed_count = 0
+            self.vanished = Vanished()
+            return
+        self._spool_manifest(manifest, output)
+        planned = f"read_parquet('{self.folder}/planned.parquet')"
+        joined = f"FROM {listed} l JOIN {planned} p USING (uri)"
+        known = self._flags(f"SELECT part << 40 | row {joined}", total)
+        changed = self._flags(f"SELECT part << 40 | row {joined} WHERE {_CHANGED}", total)
+        self._is_new, self._is_changed = first & ~known, first & changed
+        self.known = int((first & known).sum())
+        self.changed_count = int(self._is_changed.sum())
+        self.vanished = self._gone(planned, listed, roots)
+
+    def new(self) -> Iterator[Input]:
+        """Inputs that are not planned, in their order, each once."""
+        return self._inputs(self._is_new)
+
+    def changed(self) -> Iterator[Input]:
+        """Inputs that are not what they were when they were planned, in their order."""
+        return self._inputs(self._is_changed)
+
+    def units_of_changed(self, manifest: Manifest, output: Output) -> Iterator[pa.RecordBatch]:
+        """`unit_id` and `shard` of what was planned for changed inputs and counts still."""
+        uris = pa.table({"uri": [item.uri for item in self.changed()]})
+        units = manifest.units(output, ["uri", "unit_id", "shard"])
+        retired = manifest.retired_units(output)
+        cursor = self._duckdb.cursor()
+        for name, table in (("uris", uris), ("units", units), ("retired", retired)):
+            cursor.register(name, table)
+        return _batches(
+            cursor,
+            "SELECT unit_id, shard FROM units SEMI JOIN uris USING (uri) "
+            "ANTI JOIN retired USING (unit_id) ORDER BY unit_id",
+        )
+
+    def _list(self, part: int, inputs: Iterator[Input], on_progress: Callable[[int], None]) -> int:
+        """Write a part's inputs; how many they are."""
+        count = 0
+        with pq.ParquetWriter(self.folder / f"listed-{part:06d}.parquet", _LISTED) as writer:
+            while batch := list(islice(inputs, _ROWS)):
+                columns: dict[str, Any] = {
+                    name: [getattr(item, name) for item in batch]
+                    for name in (*_INPUT_COLUMNS, "bad_name")
+                }
+                columns["boxes"] = [boxes_to_rows(item.boxes) for item in batch]
+                columns["part"] = np.full(len(batch), part)
+                columns["row"] = np.arange(count, count + len(batch))
+                writer.write_table(pa.table(columns, _LISTED))
+                count += len(batch)
+                on_progress(len(batch))
+        return count
+
+    def _spool_manifest(self, manifest: Manifest, output: Output) -> None:
+        """One row per planned input, that of its first unit, less what is retired."""
+        retired = manifest.retired_units(output)["unit_id"]
+        last = None
+        fields = pa.schema([schema.MANIFEST.field(name) for name in _STATE])
+        with pq.ParquetWriter(self.folder / "planned.parquet", fields) as writer:
+            for batch in manifest.units(output, list(_STATE)):
+                uris = batch["uri"]
+                # The units of one input follow each other.
+                before = pa.concat_arrays([pa.array([last], pa.string()), uris[:-1]])
+                keep = pc.fill_null(pc.not_equal(uris, before), True)
+                last = uris[-1].as_py()
+                if len(retired):
+                    keep = pc.and_(keep, pc.invert(pc.is_in(batch["unit_id"], retired)))
+                writer.write_batch(batch.filter(keep).cast(fields))
+
+    def _flags(self, query: str, total: int) -> NDArray[np.bool_]:
+        """Marks the positions that a query names as `part << 40 | row`."""
+        flags = np.zeros(total, np.bool_)
+        starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        for batch in _batches(self._duckdb, query):
+            places = np.asarray(batch.column(0), np.int64)
+            flags[starts[places >> 40] + (places & ((1 << 40) - 1))] = True
+        return flags
+
+    def _gone(self, planned: str, listed: str, roots: Sequence[str]) -> Vanished:
+        under = " OR ".join("starts_with(uri, ?)" for _ in roots)
+        if not roots:
+            return Vanished()
+        row = self._duckdb.execute(
+            f"SELECT count(*), min(uri) FROM (FROM {planned} WHERE {under}) "
+            f"ANTI JOIN {listed} USING (uri)",
+            [f"{root.rstrip('/')}/" for root in roots],
+        ).fetchone()
+        assert row is not None
+        return Vanished(*row)
+
+    def _inputs(self, wanted: NDArray[np.bool_]) -> Iterator[Input]:
+        start = 0
+        for part, size in enumerate(self.sizes):
+            flags, start = wanted[start : start + size], start + int(size)
+            if not flags.any():
+                continue
+            row = 0
+            file = pq.ParquetFile(self.folder / f"listed-{part:06d}.parquet")
+            for batch in file.iter_batches(_ROWS, columns=[*_INPUT_COLUMNS, "bad_name"]):
+                chosen = batch.filter(pa.array(flags[row : row + batch.num_rows]))
+                row += batch.num_rows
+                columns = [chosen[name].to_pylist() for name in chosen.schema.names]
+                for uri, kind, bytes_, etag, mtime, boxes, bad_name in zip(*columns, strict=True):
+                    yield Input(uri, kind, bytes_, etag, mtime, boxes_from_rows(boxes), bad_name)
+
+
+def _batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
+    reader: pa.RecordBatchReader = connection.sql(query).to_arrow_reader(_ROWS)
+    yield from reader

@@ -1,0 +1,111 @@
+"""Planning as a run does it: list inputs, compare with the manifest, append what is new."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+from pipeline.catalog import Catalog, Part
+from pipeline.config import AnnotateSettings
+from pipeline.errors import PosemillError
+from pipeline.inputs import Input, Passed, Selection, named
+from pipeline.lists import Boxes
+from pipeline.manifest import Manifest
+from pipeline.messages import DecoderConfig
+from pipeline.plan import Planned, ShardRule, people_expected, plan
+from pipeline.progress import Reporter
+from pipeline.storage import Output, StorageOptions
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans the inputs of the settings on top of what is planned in the output."""
+
+    settings: AnnotateSettings
+    storage: StorageOptions
+    output: Output
+    boxes: Boxes | None
+    decoder: DecoderConfig
+    reporter: Reporter
+
+    def plan(self, write: bool) -> Manifest:
+        """The manifest, with the inputs that are new; without `write` they are only counted.
+
+        Raises PosemillError where the inputs hold nothing at all.
+        """
+        settings, passed = self.settings, Passed()
+        with Catalog() as catalog:
+            sources = [named(name, self.storage, self.boxes, passed) for name in settings.input]
+            parts = [self._selected(part) for source in sources for part in source.parts]
+            catalog.add(parts, settings.limit, self.reporter.listing)
+            if not catalog.sizes.sum():
+                raise PosemillError(f"no pictures or videos in {', '.join(settings.input)}")
+            roots = [source.root for source in sources if source.root is not None]
+            while True:
+                manifest = Manifest.load(self.output)
+                catalog.compare(manifest, self.output, [] if self._is_choosy() else roots)
+                planned = self._append(catalog, manifest, write)
+                if planned.counts:
+                    break
+                # Another driver planned the same generation first; what is left comes after it.
+            self._tell(catalog, planned, passed)
+            return Manifest.load(self.output)
+
+    def _append(self, catalog: Catalog, manifest: Manifest, write: bool) -> Planned:
+        redo = self.settings.changed == "redo" and catalog.changed_count > 0
+        locator = self.decoder.people
+        crop = math.prod(self.decoder.view_shape)
+        return plan(
+            chain(catalog.new(), catalog.changed() if redo else ()),
+            manifest,
+            self.decoder,
+            ShardRule(self.settings.shard_size, crop, people_expected(locator.kind)),
+            self.output if write else None,
+            self.reporter.planning,
+            catalog.units_of_changed(manifest, self.output) if redo else None,
+        )
+
+    def _selected(self, part: Part) -> Part:
+        chosen = Selection(self.settings.include, self.settings.exclude, self.settings.sample)
+
+        def selected() -> Iterator[Input]:
+            return (item for item in part() if chosen.wants(item.uri))
+
+        return selected if self._is_choosy() else partial(part)
+
+    def _is_choosy(self) -> bool:
+        """Whether less is listed than there is, so that nothing can be said to be gone."""
+        s = self.settings
+        return bool(s.include or s.exclude) or s.sample is not None or s.limit is not None
+
+    def _tell(self, catalog: Catalog, planned: Planned, passed: Passed) -> None:
+        known = f", {catalog.known:,} planned before" if catalog.known else ""
+        self.reporter.say(
+            f"planned {planned.inputs:,} new inputs ({planned.videos:,} videos, "
+            f"{planned.bytes / 1e6:,.1f} MB listed){known}: {planned.units:,} units, "
+            f"{planned.frames:,} frames, {planned.shards:,} shards"
+        )
+        if catalog.changed_count:
+            redo = self.settings.changed == "redo"
+            self.reporter.say(
+                f"{catalog.changed_count:,} inputs have changed since they were planned "
+                f"({_shown(next(catalog.changed()).uri)}); "
+                f"{'they are' if redo else '--changed redo has them'} done again"
+            )
+        if catalog.vanished.example is not None:
+            self.reporter.say(
+                f"{catalog.vanished.count:,} planned inputs are not there any more "
+                f"({_shown(catalog.vanished.example)}); what the table has of them stays"
+            )
+        if passed.count:
+            self.reporter.say(
+                f"passed over {passed.count:,} files that are neither pictures nor videos by name, "
+                f"such as {', '.join(passed.examples)}"
+            )
+
+
+def _shown(uri: str) -> str:
+    return f"first: {uri if uri.isprintable() else ascii(uri)}"

@@ -1,0 +1,106 @@
+"""What a run has to do: shards without a part, and parts that are to be amended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import pyarrow.compute as pc
+
+from pipeline.commit import done_shards, part_summaries, read_part
+from pipeline.manifest import ShardRef
+from pipeline.stages import Summary
+from pipeline.storage import Output
+
+_READERS = 16
+_SUMMARIES = 256
+
+
+@dataclass(frozen=True)
+class Work:
+    """Shards to do; `pending` units are among them, and parts of the shards `finished` stand."""
+
+    shards: list[ShardRef] = field(default_factory=list)
+    pending: int = 0
+    finished: list[int] = field(default_factory=list)
+
+
+def find_work(output: Output, planned: Sequence[ShardRef], redo: tuple[str, ...] | None) -> Work:
+    """Compare planned shards with the parts that are there.
+
+    With `redo` parts with failures of these codes (empty: of any code) are amended; parts that
+    still hold units which count no more always are.
+    """
+    done = done_shards(output, (ref.shard for ref in planned))
+    there = [ref for ref in planned if ref.shard in done]
+    failures = _failures(output, there, redo) if redo is not None else {}
+    stale = _stale(output, there)
+    amended = [
+        replace(ref, amend=True, redo=redo)
+        for ref in there
+        if failures.get(ref.shard) or ref.shard in stale
+    ]
+    fresh = [ref for ref in planned if ref.shard not in done]
+    untouched = done - {ref.shard for ref in amended}
+    pending = sum(ref.units for ref in fresh) + sum(failures.values())
+    return Work(amended + fresh, pending, sorted(untouched))
+
+
+def holds_retired(output: Output, ref: ShardRef) -> bool:
+    """Whether a part has rows of units that count no more."""
+    units = read_part(output, ref.shard, ["unit_id"])["unit_id"]
+    return bool(set(ref.retired) & set(pc.unique(units).to_pylist()))
+
+
+def _stale(output: Output, there: Sequence[ShardRef]) -> set[int]:
+    affected = [ref for ref in there if ref.retired]
+    with ThreadPoolExecutor(_READERS) as threads:
+        found = threads.map(lambda ref: holds_retired(output, ref), affected)
+        return {ref.shard for ref, stale in zip(affected, found, strict=True) if stale}
+
+
+def _failures(output: Output, there: Sequence[ShardRef], codes: tuple[str, ...]) -> dict[int, int]:
+    """How many units of each part failed with one of the codes, or with any."""
+    shards = sorted(ref.shard for ref in there)
+    counts = {}
+    for shard, text in zip(shards, part_summaries(output, shards), strict=True):
+        failed = Summary.from_json(text).failed
+        counts[shard] = sum(failed[code] for code in codes or failed)
+    return counts
+
+
+class Totals:
+    """Adds up the summaries of parts while other work goes on.
+
+    A context; who leaves it early does not wait for the rest.
+    """
+
+    def __init__(self, output: Output, shards: Sequence[int]) -> None:
+        self.output, self.shards = output, shards
+        self._stop = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "totals")
+        self._result: Future[Summary]
+
+    def __enter__(self) -> Self:
+        self._result = self._thread.submit(self._read)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.shutdown()
+
+    def wait(self) -> Summary:
+        """The sum."""
+        return self._result.result()
+
+    def _read(self) -> Summary:
+        total = Summary()
+        for start in range(0, len(self.shards), _SUMMARIES):
+            if self._stop.is_set():
+                break
+            for text in part_summaries(self.output, self.shards[start : start + _SUMMARIES]):
+                total.add(Summary.from_json(text))
+        return total

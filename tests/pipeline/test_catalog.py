@@ -1,0 +1,176 @@
+"""Inputs beside a manifest: what is new, changed, gone, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from pipeline.catalog import Catalog, Vanished
+from pipeline.inputs import Input
+from pipeline.manifest import Manifest, ManifestWriter
+from pipeline.storage import Output
+from pipeline.units import GivenBox, Unit
+from tests.pipeline.conftest import Place
+
+THEN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+
+
+def picture(name: str, **values: Any) -> Input:
+    return Input(f"/in/{name}.jpg", "image", **{"size": 10, "mtime": THEN, **values})
+
+
+def planned_as(output: Output, inputs: Sequence[Input], units_each: int = 1) -> Manifest:
+    """Append the inputs to the manifest, three inputs to a shard."""
+    before = Manifest.load(output)
+    writer = ManifestWriter(output, before.generations)
+    unit, shard = before.next_unit, before.next_shard
+    for start in range(0, len(inputs), 3):
+        units = []
+        for item in inputs[start : start + 3]:
+            for _ in range(units_each):
+                state = item.uri, item.kind, item.size, item.etag, item.mtime
+                units.append(Unit(unit, shard, *state))
+                unit += 1
+        writer.add_shard(units)
+        shard += 1
+    assert writer.complete(unit, shard)
+    return Manifest.load(output)
+
+
+@contextmanager
+def compared(
+    inputs: Sequence[Sequence[Input]], output: Output, roots: Sequence[str] = ()
+) -> Iterator[Catalog]:
+    with Catalog() as catalog:
+        catalog.add([lambda part=part: iter(part) for part in inputs], None, lambda _: None)
+        catalog.compare(Manifest.load(output), output, roots)
+        yield catalog
+
+
+def names(inputs: Iterator[Input]) -> str:
+    return " ".join(item.uri.removeprefix("/in/").removesuffix(".jpg") for item in inputs)
+
+
+def test_without_a_manifest_all_is_new_in_order(store: Place) -> None:
+    """Whichever part is listed first, and each input once."""
+    parts = [[picture("b"), picture("a")], [], [picture("c"), picture("b")], [picture("0")]]
+    with compared(parts, store.output()) as catalog:
+        assert names(catalog.new()) == "b a c 0"
+        assert (catalog.known, catalog.changed_count) == (0, 0)
+        assert list(catalog.changed()) == []
+
+
+def test_an_input_comes_back_as_it_went_in(store: Place) -> None:
+    inputs = [
+        picture("a", etag="x", boxes=(GivenBox(1, 2, 3, 4, 0.5, 7), GivenBox(0, 0, 1, 1))),
+        Input("/in/caf\\udce9.mp4", "video", boxes=(), bad_name=True),
+        Input("s3://b/ü #?%20.jpg", "image", 0),
+    ]
+    with compared([inputs], store.output()) as catalog:
+        assert list(catalog.new()) == inputs
+
+
+def test_what_is_planned_is_known(store: Place) -> None:
+    output = store.output()
+    planned_as(output, [picture(c) for c in "abcdefg"], units_each=2)
+    with compared([[picture(c) for c in "xcayg"]], output) as catalog:
+        assert names(catalog.new()) == "x y"
+        assert (catalog.known, catalog.changed_count) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_changed"),
+    [
+        ({}, False),
+        ({"size": 11}, True),
+        ({"mtime": THEN + timedelta(microseconds=1)}, True),
+        ({"size": None, "mtime": None}, False),
+        ({"etag": "new"}, True),
+        ({"etag": "old", "mtime": THEN + timedelta(days=1)}, False),
+    ],
+)
+def test_a_change_shows_in_etag_or_size_or_time(
+    store: Place, values: dict[str, Any], is_changed: bool
+) -> None:
+    """An object that was copied over itself has its old ETag, and is the same."""
+    output = store.output()
+    etag = "old" if "etag" in values else None
+    planned_as(output, [picture("a", etag=etag), picture("b")])
+    with compared([[picture("a", **values), picture("b")]], output) as catalog:
+        assert names(catalog.changed()) == ("a" if is_changed else "")
+        assert catalog.changed_count == is_changed
+        assert names(catalog.new()) == ""
+        assert catalog.known == 2
+
+
+def test_units_of_changed_inputs_are_retired_once(store: Place) -> None:
+    """What was retired before is none of the next change's."""
+    output = store.output()
+    first = [picture(c) for c in "abcd"]
+    manifest = planned_as(output, first, units_each=2)
+    again = [replace(item, size=11) if item.uri in ("/in/b.jpg", "/in/d.jpg") else item
+             for item in first]  # fmt: skip
+    with compared([again], output) as catalog:
+        batches = list(catalog.units_of_changed(manifest, output))
+        rows = [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
+        assert rows == [(2, 0), (3, 0), (6, 1), (7, 1)]
+        writer = ManifestWriter(output, 1)
+        writer.add_shard([Unit(8, 2, "/in/b.jpg", "image", 11, None, THEN)])
+        writer.add_shard([Unit(9, 3, "/in/d.jpg", "image", 11, None, THEN)])
+        writer.retire(batches)
+        assert writer.complete(10, 4)
+    manifest = Manifest.load(output)
+    refs = list(manifest.shards(output))
+    assert [(ref.units, ref.retired) for ref in refs] == [
+        (4, (2, 3)),
+        (0, (6, 7)),
+        (1, ()),
+        (1, ()),
+    ]
+    with compared([again], output) as catalog:
+        assert (catalog.known, catalog.changed_count) == (4, 0)
+    third = [replace(item, size=12) if item.uri == "/in/b.jpg" else item for item in again]
+    with compared([third], output) as catalog:
+        rows = [row for b in catalog.units_of_changed(manifest, output) for row in b.to_pylist()]
+        assert rows == [{"unit_id": 8, "shard": 2}]
+
+
+def test_what_is_gone_is_counted_within_the_folders_that_were_listed(store: Place) -> None:
+    output = store.output()
+    planned_as(output, [picture("a"), picture("b"), Input("/other/c.jpg", "image")])
+    with compared([[picture("a")]], output, ["/in"]) as catalog:
+        assert catalog.vanished == Vanished(1, "/in/b.jpg")
+    with compared([[picture("a")]], output, ["/in/", "/other"]) as catalog:
+        assert catalog.vanished.count == 2
+    with compared([[picture("a")]], output, ["/i"]) as catalog:
+        assert catalog.vanished == Vanished()
+
+
+def test_a_limit_stops_the_listing(store: Place) -> None:
+    listed = []
+
+    def part(number: int) -> Iterator[Input]:
+        for i in range(3):
+            listed.append((number, i))
+            yield picture(f"{number}-{i}")
+
+    with Catalog() as catalog:
+        catalog.add([lambda n=n: part(n) for n in range(4)], 4, lambda _: None)
+        catalog.compare(Manifest(), store.output(), [])
+        assert names(catalog.new()) == "0-0 0-1 0-2 1-0"
+    assert listed == [(0, 0), (0, 1), (0, 2), (1, 0)]
+
+
+def test_a_listing_that_fails_ends_it(store: Place) -> None:
+    def broken() -> Iterator[Input]:
+        yield picture("a")
+        raise OSError("the wire is cut")
+
+    with Catalog() as catalog, pytest.raises(OSError, match="the wire is cut"):
+        catalog.add([broken, lambda: iter([picture("b")])], None, lambda _: None)
+    assert not catalog.folder.exists()
