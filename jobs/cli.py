@@ -8,6 +8,10 @@ from importlib import import_module
 
 _COMMANDS = {
     "annotate": "annotate pictures and videos with human keypoints",
+    "status": "how far an annotation is, and who works on it",
+    "verify": "check that every planned unit is in the table, once",
+    "compact": "copy a finished table into few large, sorted files",
+    "gc": "remove what stopped runs have left behind",
     "preview": "draw annotated pictures on a contact sheet",
     "import": "turn labelled pictures into a training table",
     "train": "train or fine-tune a network",

@@ -24,7 +24,7 @@ from pipeline.storage import Output
 FOLDER = "annotations"
 SUCCESS = "_SUCCESS"
 _SHARDS_PER_FOLDER = 10_000
-_SUMMARY_KEY = b"posemill.summary"
+SUMMARY_KEY = b"posemill.summary"
 _PART = re.compile(r"/part-(\d{9})\.parquet$")
 _READERS = 16
 
@@ -90,14 +90,14 @@ def part_summaries(output: Output, shards: Iterable[int]) -> Iterator[str]:
 
     def read(shard: int) -> str:
         with output.fs.open(output.path(part_name(shard)), "rb") as file:
-            return str(pq.read_schema(file).metadata[_SUMMARY_KEY].decode())
+            return str(pq.read_schema(file).metadata[SUMMARY_KEY].decode())
 
     with ThreadPoolExecutor(_READERS) as threads:
         yield from threads.map(read, sorted(shards))
 
 
 def _part(table: pa.Table, metadata: dict[bytes, bytes], summary: str) -> bytes:
-    described = table.replace_schema_metadata({**metadata, _SUMMARY_KEY: summary.encode()})
+    described = table.replace_schema_metadata({**metadata, SUMMARY_KEY: summary.encode()})
     sink = io.BytesIO()
     pq.write_table(described, sink, compression="zstd")
     return sink.getvalue()

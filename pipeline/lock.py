@@ -8,6 +8,7 @@ machine that is gone.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import socket
@@ -27,7 +28,8 @@ _STALE_S = 180.0
 _POLL_S = 10.0
 _SETTLE_S = 1.0
 _FOLDER = "_locks"
-_UNKNOWN = dict.fromkeys(("run", "host", "boot", "pid", "process_start", "started"), "unknown")
+_HOLDER = ("run", "host", "user", "boot", "pid", "process_start", "started")
+_UNKNOWN = dict.fromkeys(_HOLDER, "unknown")
 
 
 class Lock:
@@ -55,6 +57,7 @@ class Lock:
         self.me = {
             "run": uuid.uuid4().hex,
             "host": socket.gethostname(),
+            "user": _user(),
             "boot": _boot_id(),
             "pid": os.getpid(),
             "process_start": _process_start(os.getpid()),
@@ -165,6 +168,20 @@ class Lock:
             f"{self.output.uri} is in use by another run: process {holder['pid']} on "
             f"{holder['host']}, started {holder['started']}; wait for it, or give another --output"
         )
+
+
+def documents(output: Output) -> list[dict[str, Any]]:
+    """What the locks of an output say of their holders."""
+    found = (output.read(f"{_FOLDER}/{name}") for name in output.list(_FOLDER))
+    return [_parse(data) for data in found if data is not None]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user may have no name.
+        return str(os.getuid())
 
 
 def _parse(data: bytes) -> dict[str, Any]:

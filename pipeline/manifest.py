@@ -22,7 +22,7 @@ from pipeline.storage import Output
 from pipeline.units import Unit, from_table, to_table
 
 FOLDER = "manifest"
-_COMPLETE = "_COMPLETE"
+COMPLETE = "_COMPLETE"
 _SHARDS_PER_FILE = 500
 
 
@@ -95,13 +95,13 @@ class ManifestWriter:
             "next_unit": next_unit,
             "next_shard": next_shard,
         }
-        name = f"{self.folder}/{_COMPLETE}"
+        name = f"{self.folder}/{COMPLETE}"
         won = self.output.create(name, json.dumps(document).encode())
         # A request that is sent again after its answer was lost finds its own file.
         won = won or json.loads(self.output.read(name) or b"{}").get("files") == self.files
         mine = {*self.files, self.retired}
         for file in self.output.list(self.folder):
-            if file != _COMPLETE and (file in mine) != won:
+            if file != COMPLETE and (file in mine) != won:
                 self.output.remove(f"{self.folder}/{file}")
         return won
 
@@ -134,7 +134,7 @@ class Manifest:
         generations, next_unit, next_shard = 0, 0, 0
         while True:
             folder = f"{FOLDER}/gen-{generations:05d}"
-            if (document := output.read(f"{folder}/{_COMPLETE}")) is None:
+            if (document := output.read(f"{folder}/{COMPLETE}")) is None:
                 return cls(tuple(files), generations, next_unit, next_shard, tuple(retired))
             values = json.loads(document)
             files += [f"{folder}/{file}" for file in values["files"]]
@@ -142,6 +142,11 @@ class Manifest:
                 retired.append(f"{folder}/{name}")
             next_unit, next_shard = values["next_unit"], values["next_shard"]
             generations += 1
+
+    @property
+    def folders(self) -> set[str]:
+        """Names of the folders of the generations, within that of the manifest."""
+        return {f"gen-{number:05d}" for number in range(self.generations)}
 
     def shards(self, output: Output) -> Iterator[ShardRef]:
         """All shards in order."""

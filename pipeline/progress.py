@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console
@@ -53,6 +54,19 @@ class Reporter:
     def planning(self, planned: Planned) -> None:
         """Now and then, how far planning is."""
         self._now_and_then(f"planning: {planned.inputs:,} inputs, {planned.units:,} units")
+
+    def steps(self, verb: str, things: str) -> Callable[[int, int], None]:
+        """A callback that now and then says how many of how many are done, with rate and ETA."""
+        started = time.monotonic()
+
+        def step(done: int, total: int) -> None:
+            rate = done / max(1e-9, time.monotonic() - started)
+            left = duration((total - done) / rate)
+            self._now_and_then(
+                f"{verb} {done:,} of {total:,} {things}, {rate:,.0f} per second, {left} left"
+            )
+
+        return step
 
     def _now_and_then(self, text: str) -> None:
         now = time.monotonic()

@@ -27,7 +27,10 @@ class RunFile:
         data = self.output.read(NAME)
         if data is None:
             return
-        before: dict[str, Any] = json.loads(data)["settings"]
+        document = json.loads(data)
+        if origin := document.get("compacted_from"):
+            raise UsageError(f"{self.output.uri} is a copy of {origin}, made by compact; run there")
+        before: dict[str, Any] = document["settings"]
         names = sorted(before.keys() | self.fields.keys())
         differing = [name for name in names if before.get(name) != self.fields.get(name)]
         if differing:

@@ -15,7 +15,7 @@ import os
 import shlex
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +31,9 @@ class Settings(BaseModel):
     """Base of every job's settings. Frozen; unknown names are refused with the nearest one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    POSITIONAL: ClassVar[str] = ""
+    """The one setting that may stand before the flags without its own."""
 
     @classmethod
     def parse(
@@ -112,6 +115,8 @@ def _fold_positionals(cls: type[Settings], arguments: list[str]) -> list[str]:
 
     Settings with a `format`, too, take it as the first word.
     """
+    if cls.POSITIONAL:
+        return _fold_one(cls.POSITIONAL, arguments)
     if not {"input", "output"} <= cls.model_fields.keys():
         return arguments
     words = []
@@ -132,6 +137,15 @@ def _fold_positionals(cls: type[Settings], arguments: list[str]) -> list[str]:
     if flags:
         raise UsageError(f"{' and '.join(sorted(flags))} given twice: as {words!r}, too")
     return ["--input", *words[:-1], "--output", words[-1], *arguments]
+
+
+def _fold_one(name: str, arguments: list[str]) -> list[str]:
+    """`WORD rest` -> `--name WORD rest`."""
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    if len(arguments) > 1 and not arguments[1].startswith("-"):
+        raise UsageError(f"expected one {_metavar(name)}, got {arguments[0]!r} {arguments[1]!r}")
+    return [flag_of(name), *arguments]
 
 
 def _checked_format(cls: type[Settings], word: str) -> str:

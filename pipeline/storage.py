@@ -11,8 +11,9 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from pipeline.errors import PosemillError, UsageError
 
 STORAGE_ERRORS = (OSError, BotoCoreError)
 """What local disks and S3 raise when they cannot be reached, or refuse."""
+
+TEMPORARY = ".posemill-"
+"""How the names of local files begin that are not whole yet."""
 
 _CREATE_ATTEMPTS = 5
 _CONFLICTS = ("ConditionalRequestConflict", "409")
@@ -242,15 +246,28 @@ class Output:
         with self._refusals("remove", name), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
-    def list(self, folder: str) -> list[str]:
-        """Names, relative to `folder`, of all files under it, sorted."""
-        root = self.path(folder)
+    def list(self, folder: str, deep: bool = True) -> Sequence[str]:
+        """Names, relative to `folder`, of all files under it, or right in it, sorted."""
+        return [name for name, _ in self._entries(folder, deep)]
+
+    def times(self, folder: str) -> Sequence[tuple[str, datetime]]:
+        """As `list`, with the time when each file was written."""
+        found = []
+        for name, entry in self._entries(folder, deep=True):
+            moment = entry.get("LastModified") or entry["mtime"]
+            is_number = isinstance(moment, int | float)
+            found.append((name, datetime.fromtimestamp(moment, UTC) if is_number else moment))
+        return found
+
+    def _entries(self, folder: str, deep: bool) -> Sequence[tuple[str, dict[str, Any]]]:
+        root = self.path(folder) if folder else self.root
         with self._refusals("list", folder):
             if self.protocol == "s3":
-                found = [str(entry["name"]) for entry in list_bucket(self.fs, root)]
+                listed = [*list_bucket(self.fs, root)]
             else:
-                found = self.fs.find(root)
-        return sorted(name[len(root) + 1 :] for name in found)
+                listed = [*self.fs.find(root, detail=True).values()]
+        found = [(str(entry["name"])[len(root) + 1 :], entry) for entry in listed]
+        return sorted((e for e in found if deep or "/" not in e[0]), key=lambda e: e[0])
 
     @contextlib.contextmanager
     def _refusals(self, verb: str, name: str) -> Iterator[None]:
@@ -272,7 +289,7 @@ def _put(path: str, data: bytes, publish: Callable[[str, str], None]) -> bool:
     """Write beside the target, flush, publish under its name; False if the name is taken."""
     folder = Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".posemill-", dir=folder)
+    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -1,0 +1,1 @@
+"""What one does with an output besides making it: look, check, tidy, pack."""

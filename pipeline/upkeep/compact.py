@@ -1,0 +1,124 @@
+"""A table of many parts as a few large files, sorted by uri."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+from urllib.parse import quote
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from pipeline.commit import FOLDER, SUCCESS, done_shards, mark_success, part_name
+from pipeline.errors import PosemillError, UsageError
+from pipeline.runfile import NAME as RUN_FILE
+from pipeline.runfile import now
+from pipeline.storage import Output, StorageOptions
+from pipeline.upkeep.settings import CompactSettings
+
+_ROW_GROUP = 50_000
+_ORDER = "uri, unit_id, frame_index NULLS LAST, pts NULLS LAST, person_index NULLS FIRST"
+
+
+def compact(settings: CompactSettings, on_progress: Callable[[int, int], None]) -> int:
+    """Write the rows of a finished output, sorted, below another folder; how many they are.
+
+    The files have the schema and metadata of the parts; columns of `partition_by` stand in their
+    folders' names. Raises UsageError for an unfinished output or a folder that is not empty.
+    """
+    source, plan = settings.planned()
+    success = source.read(SUCCESS)
+    if success is None:
+        raise UsageError(f"{source.uri} is not finished; run posemill annotate to its end first")
+    target = Output(settings.to, StorageOptions(settings.s3_endpoint))
+    if target.list("", deep=False):
+        raise UsageError(f"{target.uri} is not empty; give another --to")
+    done = done_shards(source, range(plan.next_shard))
+    parts = [source.path(part_name(shard)) for shard in sorted(done)]
+    table = ds.dataset(parts, filesystem=source.arrow_filesystem(), format="parquet")
+    total = table.count_rows()
+    target.replace(RUN_FILE, json.dumps(_run_file(source), indent=2).encode())
+    written = 0
+    with tempfile.TemporaryDirectory(prefix="posemill-compact-") as folder:
+        sorter = duckdb.connect(
+            config={"memory_limit": f"{settings.memory}MB", "temp_directory": folder}
+        )
+        for values in _partitions(table, settings.partition_by):
+            for file, rows in _files(sorter, table, values, settings.rows_per_file):
+                target.replace(file, _encode(rows))
+                written += rows.num_rows
+                on_progress(written, total)
+        sorter.close()
+    if written != total:
+        raise PosemillError(
+            f"{written} of {total} rows were copied: somebody changed {source.uri} meanwhile; "
+            f"remove {target.uri} and run the same again"
+        )
+    mark_success(target, {**json.loads(success), "rows": written, "compacted": now()})
+    return written
+
+
+def _partitions(table: ds.Dataset, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The combinations of values that there are, sorted; one empty one without columns."""
+    if not columns:
+        return [{}]
+    keys = table.scanner(columns=list(columns)).to_reader()
+    found = pa.concat_tables(
+        [pa.table(batch).group_by(list(columns)).aggregate([]) for batch in keys]
+        or [keys.schema.empty_table()]
+    )
+    rows = found.group_by(list(columns)).aggregate([]).to_pylist()
+    return sorted(rows, key=lambda row: [str(value) for value in row.values()])
+
+
+def _files(
+    sorter: duckdb.DuckDBPyConnection, table: ds.Dataset, values: dict[str, Any], most: int
+) -> Iterator[tuple[str, pa.Table]]:
+    """Names and rows of the files of one partition."""
+    chosen: ds.Expression | None = None
+    for name, value in values.items():
+        same = ds.field(name).is_null() if value is None else ds.field(name) == value
+        chosen = same if chosen is None else chosen & same
+    sorter.register("part", table.scanner(filter=chosen).to_reader())
+    reader = sorter.sql(f"SELECT * FROM part ORDER BY {_ORDER}").to_arrow_reader(_ROW_GROUP)
+    folder = "/".join([FOLDER, *(f"{name}={_spelt(value)}" for name, value in values.items())])
+    numbers = count()
+    waiting: list[pa.RecordBatch] = []
+    for batch in reader:
+        while batch.num_rows:
+            room = most - sum(b.num_rows for b in waiting)
+            waiting.append(batch.slice(0, room))
+            batch = batch.slice(min(room, batch.num_rows))
+            if sum(b.num_rows for b in waiting) == most:
+                yield f"{folder}/{next(numbers):05d}.parquet", _typed(waiting, table, values)
+                waiting = []
+    if waiting:
+        yield f"{folder}/{next(numbers):05d}.parquet", _typed(waiting, table, values)
+    sorter.unregister("part")
+
+
+def _typed(batches: list[pa.RecordBatch], table: ds.Dataset, values: dict[str, Any]) -> pa.Table:
+    """Rows in the schema of the parts, with their metadata."""
+    rows = pa.Table.from_batches(batches).cast(table.schema)
+    return rows.drop_columns(list(values)) if values else rows
+
+
+def _spelt(value: object) -> str:
+    """As Hive spells a value in a folder's name."""
+    return "__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="")
+
+
+def _encode(rows: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd", row_group_size=_ROW_GROUP)
+    return sink.getvalue()
+
+
+def _run_file(source: Output) -> dict[str, Any]:
+    return {**json.loads(source.read(RUN_FILE) or b"{}"), "compacted_from": source.uri}
