@@ -126,6 +126,12 @@ class AnnotateSettings(Settings):
     partition: str = setting(
         "run", "1/1", "do part i of n of the shards, so that several drivers share one plan"
     )
+    stall_after: float = setting(
+        "run",
+        120.0,
+        "when no shard has come through for so many seconds, say what the stages are at",
+        gt=0,
+    )
     address: str | None = setting(
         "run",
         None,

@@ -44,6 +44,7 @@ from pipeline.stages import (
     refs_table,
     units_to_do,
 )
+from pipeline.stall import Board, Note, Watchdog
 from pipeline.storage import Output
 from pipeline.units import Unit
 
@@ -80,6 +81,7 @@ class Executor:
         _configure_ray_data()
         num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
+        self.board: Any = ray.remote(num_cpus=0)(Board).remote()
         self.decoder = ray.put(self.inputs.decoder)
         self.estimator = ray.put(replace(self.inputs.estimator, device=self.layout.device))
 
@@ -108,10 +110,11 @@ class Executor:
 
     def _run(self, shards: Sequence[ShardRef], final: bool) -> Iterator[Outcome]:
         graph = self._graph(shards, final)
+        after = self.inputs.settings.stall_after
+        watchdog = Watchdog(after, self._notes, self.reporter.say)
         try:
-            for row in graph.iter_rows():
-                summary, ref = Summary.from_json(row["summary"]), ref_from_json(row["ref"])
-                yield Outcome(ref.shard, summary, row["committed"], ref.amend)
+            with watchdog:
+                yield from self._outcomes(graph, watchdog)
         except RayError as error:
             if _AT_START in str(error):
                 raise PosemillError(
@@ -119,6 +122,16 @@ class Executor:
                     "inputs: mend it, then run the same command again"
                 ) from error
             self.reporter.say(f"Ray gave up on a graph: {_last_line(error)}")
+
+    def _notes(self) -> list[Note]:
+        notes: list[Note] = ray.get(self.board.notes.remote())
+        return notes
+
+    def _outcomes(self, graph: ray.data.Dataset, watchdog: Watchdog) -> Iterator[Outcome]:
+        for row in graph.iter_rows():
+            watchdog.moved()
+            summary, ref = Summary.from_json(row["summary"]), ref_from_json(row["ref"])
+            yield Outcome(ref.shard, summary, row["committed"], ref.amend)
 
     def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:
         """Run every unit of the shards in a task of its own; one that fails becomes a row."""
@@ -156,11 +169,14 @@ class Executor:
         i, layout = self.inputs, self.layout
         graph: ray.data.Dataset = ray.data.from_arrow([refs_table(ref) for ref in shards])
         graph = _stage(
-            graph, PrepareStage, (self.decoder, i.output, layout.decoders), layout.prepare
+            graph,
+            PrepareStage,
+            (self.decoder, i.output, layout.decoders, self.board),
+            layout.prepare,
         )
-        estimator = self.estimator, layout.threads, i.same_person
+        estimator = self.estimator, layout.threads, i.same_person, self.board
         graph = _stage(graph, EstimateStage, estimator, layout.estimate)
-        return _stage(graph, CommitStage, (i.output, i.metadata, final), layout.commit)
+        return _stage(graph, CommitStage, (i.output, i.metadata, final, self.board), layout.commit)
 
 
 def _last_line(error: RayError) -> str:

@@ -28,6 +28,7 @@ from pipeline.manifest import ShardRef, open_file, read_shard
 from pipeline.messages import DecoderConfig
 from pipeline.poses import estimate_rows
 from pipeline.rows import UnitRows, crops_table, pack, unpack
+from pipeline.stall import Pulse
 from pipeline.storage import Output, protocol_of
 from pipeline.units import Unit
 
@@ -91,8 +92,11 @@ class Summary:
 class Prepare:
     """Fetch, decode, locate, crop: a shard's reference -> its rows with crops."""
 
-    def __init__(self, config: DecoderConfig, output: Output, decoders: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, output: Output, decoders: int, pulse: Pulse | None = None
+    ) -> None:
         self.config = config
+        self.pulse = pulse or Pulse("prepare", lambda key, note: None)
         self.output = output
         self.pool = [Decoder(config) for _ in range(decoders)]
         self.free: SimpleQueue[Decoder] = SimpleQueue()
@@ -140,8 +144,9 @@ class Prepare:
         try:
             if unit.error_code:
                 raise InputError(unit.error_code, unit.error_message or "")
-            for frame, crops in decoder.frames(unit, fetched()):
-                rows.add_frame(frame, crops)
+            with self.pulse.at(f"unit {unit.unit_id} ({unit.uri!a})"):
+                for frame, crops in decoder.frames(unit, fetched()):
+                    rows.add_frame(frame, crops)
         except InputError as error:
             rows.add_failure(error)
         finally:
@@ -152,10 +157,10 @@ class Prepare:
 class PrepareStage:
     """`Prepare` as Ray Data calls it."""
 
-    def __init__(self, config: Any, output: Output, decoders: int) -> None:
+    def __init__(self, config: Any, output: Output, decoders: int, board: Any) -> None:
         import ray
 
-        self.prepare = Prepare(ray.get(config), output, decoders)
+        self.prepare = Prepare(ray.get(config), output, decoders, Pulse.on("prepare", board))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """ref -> ref, payload, seconds."""
@@ -168,10 +173,11 @@ class PrepareStage:
 class EstimateStage:
     """The network as Ray Data calls it."""
 
-    def __init__(self, make: Any, threads: int, same_person: float | None) -> None:
+    def __init__(self, make: Any, threads: int, same_person: float | None, board: Any) -> None:
         import ray
         import torch
 
+        self.pulse = Pulse.on("estimate", board)
         self.same_person = same_person
         torch.set_num_threads(threads)
         self.estimator: Estimator = ray.get(make).build()
@@ -180,14 +186,18 @@ class EstimateStage:
         """ref, payload with crops, seconds -> ref, payload with keypoints, seconds."""
         started = time.monotonic()
         ref, table, seconds = _unrow(batch)
-        rows = estimate_rows(self.estimator, table, self.same_person)
+        with self.pulse.at(f"shard {ref.shard}"):
+            rows = estimate_rows(self.estimator, table, self.same_person)
         return _row(ref, rows, seconds | {"estimate": time.monotonic() - started})
 
 
 class CommitStage:
     """The commit as Ray Data calls it."""
 
-    def __init__(self, output: Output, metadata: dict[bytes, bytes], final: bool) -> None:
+    def __init__(
+        self, output: Output, metadata: dict[bytes, bytes], final: bool, board: Any
+    ) -> None:
+        self.pulse = Pulse.on("commit", board)
         self.output = output
         self.metadata = metadata
         self.final = final
@@ -199,7 +209,8 @@ class CommitStage:
         summary = Summary.of(table)
         committed = self.final or not out_of_reach(summary)
         if committed:
-            summary = commit(self.output, ref, table, summary, self.metadata)
+            with self.pulse.at(f"shard {ref.shard}"):
+                summary = commit(self.output, ref, table, summary, self.metadata)
         summary.seconds.update(seconds | {"commit": time.monotonic() - started})
         row = {"summary": [summary.to_json()], "committed": [committed]}
         return pa.table({"ref": batch["ref"], **row})

@@ -134,6 +134,24 @@ def test_partitions_share_one_plan(
     assert (out / "_SUCCESS").exists()
 
 
+def test_what_does_not_move_is_named(
+    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
+) -> None:
+    """A pipe that nobody writes to: named while it holds up its shard, then a row."""
+    os.mkfifo(many / "slow.jpg")
+    out = tmp_path / "out"
+    limits = ["--max-seconds", "12", "--stall-after", "2"]
+    result = posemill_alone("annotate", str(many), str(out), *tiny, *limits)
+    assert result.returncode == 0, result.stderr
+    assert "no shard has come through for" in result.stderr
+    assert f"prepare: unit {UNITS} ('{many}/slow.jpg') for " in result.stderr
+    table = read_table(str(out))
+    assert_accounted(table, UNITS + 1)
+    assert table.filter(table["unit_id"].to_numpy() == UNITS)["error_code"].to_pylist() == [
+        "timeout"
+    ]
+
+
 def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny: tuple[str, ...]) -> None:
     """The last resort after Ray lost a shard twice: every unit in a task of its own."""
     (many / "0001.jpg").write_bytes(b"not a picture")
