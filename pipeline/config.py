@@ -80,6 +80,9 @@ class AnnotateSettings(Settings):
     )
     max_people: int = setting("result", 50, "most people per picture, best first", ge=1, le=10_000)
     max_pixels: int = setting("result", 100_000_000, "largest picture that is decoded", ge=1)
+    max_frames: int = setting(
+        "result", 10_000_000, "most frames of a video that is cut into ranges", ge=1
+    )
     max_bytes: int = setting("result", 256 * _MIB, "largest picture file that is fetched", ge=1)
     max_seconds: float = setting(
         "result", 60.0, "longest time a picture, or one frame of a video, may take", gt=0, le=86_400

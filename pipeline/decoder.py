@@ -60,8 +60,6 @@ def main() -> None:
 
 
 def _serve(connection: Connection, config: DecoderConfig) -> None:
-    # OpenCV reads this once, at import.
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(max(config.max_pixels, 1 << 30))
     from pipeline.worker import UnitWorker
 
     worker = UnitWorker(config, _Heartbeat(connection))

@@ -38,6 +38,7 @@ ERROR_CODES = {
     "empty": "the object has no bytes",
     "too_large": "more bytes than --max-bytes",
     "too_many_pixels": "more pixels than --max-pixels",
+    "too_many_frames": "a video of more frames than --max-frames",
     "unknown_format": "neither a picture nor a video in a format that is read",
     "corrupt": "the data is damaged or truncated",
     "no_video": "the container has no video stream that can be decoded",

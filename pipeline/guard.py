@@ -179,6 +179,10 @@ class Decoder:
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
                 # Every thread's arena would take address space, which --max-memory limits.
                 "MALLOC_ARENA_MAX": "2",
+                # OpenCV reads these when it is imported. A file may show it another size than it
+                # shows Pillow; and what is wrong with a picture stands in its row, not in the log.
+                "OPENCV_IO_MAX_IMAGE_PIXELS": str(self.config.max_pixels),
+                "OPENCV_LOG_LEVEL": "SILENT",
             },
         )
         theirs.close()

@@ -31,6 +31,7 @@ class DecoderConfig:
     max_seconds: float
     max_memory: int
     fps: float | None
+    max_frames: int = 10_000_000
 
     @property
     def view_shape(self) -> tuple[int, int, int, int]:

@@ -8,12 +8,13 @@ outside JPEG.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import InputError
 
@@ -21,6 +22,9 @@ Picture = NDArray[np.uint8]
 
 # Our own limit is checked on the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+
+# Profiles of printers take more than the 1 MiB that Pillow allows; a bomb takes more than this.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 # MPO (several JPEGs in a file, of which the first counts) comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -57,16 +61,63 @@ def decode_picture(data: bytes, max_pixels: int) -> Picture:
     """
     if not data:
         raise InputError("empty", "the file has no bytes")
+    if (declared := _declared_size(data)) is not None:
+        _check_size(declared, max_pixels)
     with warnings.catch_warnings():
         # Pillow warns about damaged EXIF; the picture itself decides whether it can be used.
         warnings.simplefilter("ignore")
         image = _header(data)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise InputError(
-                "too_many_pixels", f"{width} x {height} is more than {max_pixels} pixels"
-            )
+        _check_size(image.size, max_pixels)
         return _with_opencv(data) if _suits_opencv(image) else _with_pillow(image)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise InputError("too_many_pixels", f"{width} x {height} is more than {max_pixels} pixels")
+
+
+def _declared_size(data: bytes) -> tuple[int, int] | None:
+    """The size in the header of a GIF or WebP, for which Pillow takes memory when it opens them."""
+    try:
+        if data.startswith(b"GIF8"):
+            return _gif_size(data)
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            return _webp_size(data)
+    except (IndexError, struct.error):
+        pass  # It ends early, which opening it finds out, too.
+    return None
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    """The screen, or the first frame where that is larger."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
+    while (block := data[at]) != ord(","):
+        at += 1
+        if block == ord(";"):
+            return width, height
+        if block == ord("!"):
+            at += 1
+            while length := data[at]:
+                at += 1 + length
+            at += 1
+    x, y, w, h = struct.unpack_from("<4H", data, at + 1)
+    return max(width, x + w), max(height, y + h)
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    match data[12:16]:
+        case b"VP8X":
+            width, more, height, most = struct.unpack_from("<HBHB", data, 24)
+            return width + (more << 16) + 1, height + (most << 16) + 1
+        case b"VP8L":
+            (bits,) = struct.unpack_from("<I", data, 21)
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None
 
 
 def _header(data: bytes) -> Image.Image:

@@ -6,13 +6,15 @@ Runs in decoder processes. Reads the packets, decodes nothing.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 import av
+import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.storage import StorageOptions, open_filesystem, path_of
@@ -28,14 +30,21 @@ def plan_ranges(
     largest: int,
     fps: float | None,
     alive: Callable[[], None] = lambda: None,
+    *,
+    max_frames: int = 10_000_000,
+    max_pixels: int = 100_000_000,
 ) -> list[Range]:
     """Cut a video into ranges of at most `largest` wanted frames, at keyframes where possible.
 
-    `alive` is called for every packet. Raises InputError: no_video, corrupt, and those of opening.
+    `alive` is called for every packet. Raises InputError: no_video, corrupt, too_many_frames, and
+    those of opening.
     """
-    with opened(uri, options) as container:
-        stream = video_stream(container)
-        packets = _read_packets(container, stream, alive)
+    with opened(uri, options, max_pixels) as container:
+        stream = video_stream(container, max_pixels)
+        # An index costs the file next to nothing, as all its entries may name one place.
+        if len(stream.index_entries) > max_frames:
+            raise _too_many(max_frames)
+        packets = _read_packets(container, stream, alive, max_frames)
         base = stream.time_base
         missing = _missing(container, stream, packets, uri, options)
         is_timed = packets.are_timed and not _lacks_order(container, stream, packets)
@@ -43,7 +52,7 @@ def plan_ranges(
     if not count:
         raise InputError("corrupt", packets.error or "the video stream holds no frames")
     if is_timed and base is not None:
-        ranges = _cut(sorted(packets.times), packets.keyframes, largest, base, fps)
+        ranges = _cut(_sorted(packets.times), packets.keyframes, largest, base, fps)
         missing = missing if fps is None else min(missing, 1)
     else:
         ranges = [
@@ -62,8 +71,8 @@ def plan_ranges(
 class _Packets:
     """What the packets of a video say, in their order in the file."""
 
-    times: list[int] = field(default_factory=list)
-    keyframes: list[int] = field(default_factory=list)
+    times: array[int] = field(default_factory=lambda: array("q"))
+    keyframes: array[int] = field(default_factory=lambda: array("q"))
     count: int = 0
     without_time: int = 0
     last_is_corrupt: bool = False
@@ -72,11 +81,24 @@ class _Packets:
     @property
     def are_timed(self) -> bool:
         """Whether frames can be told apart, and found, by their times."""
-        increasing = all(a < b for a, b in pairwise(self.keyframes))
-        return increasing and not self.without_time and len(set(self.times)) == len(self.times)
+        times = _sorted(self.times)
+        return not self.without_time and all(
+            a < b for line in (self.keyframes, times) for a, b in pairwise(line)
+        )
 
 
-def _read_packets(container: Any, stream: Any, alive: Callable[[], None]) -> _Packets:
+def _sorted(times: array[int]) -> array[int]:
+    """As `sorted`, without an object for every one of many millions of times."""
+    return array("q", np.sort(np.frombuffer(times, np.int64)).tobytes())
+
+
+def _too_many(max_frames: int) -> InputError:
+    return InputError("too_many_frames", f"the video has more than {max_frames} frames")
+
+
+def _read_packets(
+    container: Any, stream: Any, alive: Callable[[], None], max_frames: int
+) -> _Packets:
     packets = _Packets()
     try:
         for packet in container.demux(stream):
@@ -84,6 +106,8 @@ def _read_packets(container: Any, stream: Any, alive: Callable[[], None]) -> _Pa
             if packet.dts is None and packet.size == 0:
                 continue
             packets.count += 1
+            if packets.count > max_frames:
+                raise _too_many(max_frames)
             packets.last_is_corrupt = packet.is_corrupt
             if packet.size == 0 or packet.is_discard:
                 continue
@@ -103,7 +127,7 @@ def _lacks_order(container: Any, stream: Any, packets: _Packets) -> bool:
     """Whether times say when packets are decoded, not shown: H.264 with B-frames in AVI."""
     codec = stream.codec_context
     may_reorder = container.format.name == "avi" and codec.name in ("h264", "hevc")
-    return may_reorder and codec.has_b_frames and packets.times == sorted(packets.times)
+    return may_reorder and codec.has_b_frames and packets.times == _sorted(packets.times)
 
 
 def _missing(
@@ -131,14 +155,14 @@ def _segment_end(head: bytes) -> int:
 
 
 def _cut(
-    times: list[int], keyframes: list[int], largest: int, base: Fraction, fps: float | None
+    times: array[int], keyframes: array[int], largest: int, base: Fraction, fps: float | None
 ) -> list[Range]:
     """Ranges of a video whose frames have these times, sorted."""
-    wanted = [
-        i
-        for i, pts in enumerate(times)
-        if fps is None or i == 0 or new_interval(times[i - 1], pts, base, fps)
-    ]
+    wanted: Sequence[int] = range(len(times))
+    if fps is not None:
+        wanted = array(
+            "q", (i for i in wanted if i == 0 or new_interval(times[i - 1], times[i], base, fps))
+        )
     ranges = []
     at = 0
     while at < len(wanted):
@@ -153,7 +177,7 @@ def _cut(
 
 
 def _at_keyframe(
-    times: list[int], wanted: list[int], keyframes: list[int], at: int, stop: int
+    times: array[int], wanted: Sequence[int], keyframes: array[int], at: int, stop: int
 ) -> int:
     """The last cut in (at, stop] whose first frame is the first one wanted from some keyframe
     on."""

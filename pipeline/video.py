@@ -7,7 +7,7 @@ into ranges is in `pipeline.ranges`.
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +38,9 @@ _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
 # MPEG program streams have a time for some frames only; after a seek, others come out.
 _WRONG_TIMES_AFTER_SEEK = ("mpeg",)
 _SECONDS_BEFORE = (0, 2, 10, 60)
+# FFmpeg counts pixels before cropping, up to 16 more each way; the frame itself is checked, too.
+_CROPPED_PIXELS = 1 << 21
+_INT_MAX = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,11 @@ class Frame:
 
 
 @contextlib.contextmanager
-def opened(uri: str, options: StorageOptions) -> Iterator[Any]:
-    """The container of a video. What goes wrong while it is open becomes an InputError."""
+def opened(uri: str, options: StorageOptions, max_pixels: int) -> Iterator[Any]:
+    """The container of a video. What goes wrong while it is open becomes an InputError.
+
+    FFmpeg may decode frames to find out what they are: none of more than `max_pixels`.
+    """
     try:
         with contextlib.ExitStack() as stack:
             if protocol_of(uri) == "file":
@@ -81,7 +87,12 @@ def opened(uri: str, options: StorageOptions) -> Iterator[Any]:
                 raise InputError("empty", "the file has no bytes")
             limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
             yield stack.enter_context(
-                av.open(source, metadata_errors="ignore", container_options=limits)
+                av.open(
+                    source,
+                    options=_decoder_limits(max_pixels),
+                    container_options=limits,
+                    metadata_errors="ignore",
+                )
             )
     except MemoryError:
         raise
@@ -95,7 +106,7 @@ def opened(uri: str, options: StorageOptions) -> Iterator[Any]:
         raise InputError("storage", f"cannot be read: {error!r}") from error
 
 
-def video_stream(container: Any) -> Any:
+def video_stream(container: Any, max_pixels: int) -> Any:
     """The first video stream, ready to be decoded. Raises InputError no_video."""
     streams = container.streams.video
     if not streams:
@@ -103,15 +114,27 @@ def video_stream(container: Any) -> Any:
     stream = streams[0]
     if stream.codec_context is None:
         raise InputError("no_video", "no decoder for its video stream")
+    stream.codec_context.options = _decoder_limits(max_pixels)
     stream.codec_context.thread_type = "AUTO"
     stream.codec_context.thread_count = min(_THREADS, os.cpu_count() or 1)
     return stream
 
 
+def _decoder_limits(max_pixels: int) -> dict[str, str]:
+    """Options with which FFmpeg refuses a larger frame before it takes memory for it."""
+    return {"max_pixels": str(min(max_pixels + _CROPPED_PIXELS, _INT_MAX))}
+
+
 def new_interval(previous: int, pts: int, base: Fraction, fps: float) -> bool:
     """Whether a frame is the first one in its interval of 1 / fps seconds."""
-    rate = base * Fraction(fps).limit_denominator(100_000)
-    return math.floor(pts * rate) != math.floor(previous * rate)
+    per_tick, ticks = _rate(base, fps)
+    return pts * per_tick // ticks != previous * per_tick // ticks
+
+
+@functools.cache
+def _rate(base: Fraction, fps: float) -> tuple[int, int]:
+    """Intervals in so many ticks, as (intervals, ticks): whole numbers are quick, fractions not."""
+    return (base * Fraction(fps).limit_denominator(100_000)).as_integer_ratio()
 
 
 def read_frames(
@@ -129,16 +152,16 @@ def read_frames(
     """
     damage: list[str] = []
     with contextlib.ExitStack() as stack:
-        container = stack.enter_context(opened(uri, options))
-        stream = video_stream(container)
+        container = stack.enter_context(opened(uri, options, max_pixels))
+        stream = video_stream(container, max_pixels)
         frames = None
         if wanted.start_pts is not None and wanted.start_frame:
             frames = _after_seek(container, stream, wanted.start_pts, damage, alive)
             if frames is None:
                 stack.close()
                 damage.clear()
-                container = stack.enter_context(opened(uri, options))
-                stream = video_stream(container)
+                container = stack.enter_context(opened(uri, options, max_pixels))
+                stream = video_stream(container, max_pixels)
         if frames is None:
             frames = _decoded(container, stream, wanted.start_pts, damage, alive)
         timed = wanted.start_pts is not None
@@ -202,19 +225,25 @@ def _decoded(
             if packet.pts is None or packet.pts > start_pts:
                 return
             from_keyframe = False
+        refusal = None
         try:
             frames = stream.decode(packet)
         except MemoryError:
             raise
         except av.FFmpegError as error:
-            damage.append(str(error))
-            continue
+            if not _is_too_large(error, stream.codec_context):
+                damage.append(str(error))
+                continue
+            refusal = InputError("too_many_pixels", "a frame has more pixels than --max-pixels")
+            frames = _held(stream)
         for frame in frames:
             alive()
             if start_pts is None or (frame.pts is not None and frame.pts >= start_pts):
                 yield frame
             elif frame.pts is None:
                 damage.append("a frame without a time")
+        if refusal is not None:
+            raise refusal
 
 
 def _packets(container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
@@ -263,6 +292,19 @@ def _timed(
             yield frame, index
         previous = pts
         index = None if index is None else index + 1
+
+
+def _is_too_large(error: av.FFmpegError, codec: Any) -> bool:
+    """Whether the decoder refused a frame for its size: then it forgets the size."""
+    return isinstance(error, av.ArgumentError) and not codec.width
+
+
+def _held(stream: Any) -> list[av.VideoFrame]:
+    """Frames from before a refused one that the decoder's threads still hold."""
+    try:
+        return list(stream.decode(None))
+    except av.FFmpegError:
+        return []
 
 
 def _check_size(frame: av.VideoFrame, max_pixels: int) -> None:

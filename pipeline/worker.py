@@ -53,7 +53,15 @@ class UnitWorker:
     def probe(self, request: Probe) -> list[Range]:
         """How to cut a video."""
         config = self.config
-        return plan_ranges(request.uri, config.storage, request.largest, config.fps, self.alive)
+        return plan_ranges(
+            request.uri,
+            config.storage,
+            request.largest,
+            config.fps,
+            self.alive,
+            max_frames=config.max_frames,
+            max_pixels=config.max_pixels,
+        )
 
     def frames(self, unit: Unit, data: bytes | None) -> Iterator[tuple[FrameResult, Crops]]:
         """The unit's frames with what is cut for their people (N, *view_shape); `data` is a picture
