@@ -15,6 +15,7 @@ import resource
 import select
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, redact
 from pipeline.messages import (
     OUT_OF_MEMORY,
     Alive,
@@ -83,8 +84,9 @@ def _answer(worker: UnitWorker, request: Unit | Probe, data: bytes | None) -> It
         yield Failure(error.code, str(error)), None
     except MemoryError:
         yield Failure("out_of_memory", "decoding needs more than --max-memory"), None
-    except Exception as error:  # whatever it is, its unit's row must say so
-        log.exception("%s failed", ascii(request.uri))
+    except Exception as error:  # noqa: BLE001  (whatever it is, its unit's row must say so)
+        trace = traceback.format_exc()
+        log.error("%s failed\n%s", redact(ascii(request.uri)), redact(trace))
         yield Failure("internal", repr(error)), None
 
 

@@ -5,9 +5,28 @@ Codes are stable: they are written into tables, and users filter and retry by th
 
 from __future__ import annotations
 
+import re
+
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_SIGNED = re.compile(
+    r"(?i)([?&;](?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig"
+    r"|access_?token|token|api_?key|password)=)[^&;#\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """A message without the secrets of the URLs in it: user and password, signatures, tokens."""
+    return _SIGNED.sub(r"\1***", _USER.sub("***@", text))
+
 
 class PosemillError(Exception):
-    """The run cannot go on. The message is one line that says why and what to do."""
+    """The run cannot go on. The message is one line that says why and what to do.
+
+    Secrets of URLs in it are made unreadable.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class UsageError(PosemillError):
@@ -19,11 +38,14 @@ class LockedError(PosemillError):
 
 
 class InputError(Exception):
-    """One unit cannot be annotated; it becomes a row with this code."""
+    """One unit cannot be annotated; it becomes a row with this code.
+
+    Secrets of URLs in the message are made unreadable.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         assert code in ERROR_CODES, code
-        super().__init__(message)
+        super().__init__(redact(message))
         self.code = code
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:

@@ -73,6 +73,8 @@ def opened(uri: str, options: StorageOptions, max_pixels: int) -> Iterator[Any]:
 
     FFmpeg may decode frames to find out what they are: none of more than `max_pixels`.
     """
+    if "\0" in uri:
+        raise InputError("not_found", "no file has a null character in its name")
     try:
         with contextlib.ExitStack() as stack:
             if protocol_of(uri) == "file":

@@ -26,6 +26,7 @@ from tests.pipeline.test_plan import decoder_config
 from tests.pipeline.videos import write_video
 
 MOST_FRAMES = 5000
+QUICK = {"preset": "ultrafast", "deadline": "realtime", "cpu-used": "8"}
 DAMAGED = {"ok", "empty", "corrupt", "no_video", "too_many_pixels", "too_many_frames"}
 
 
@@ -186,10 +187,9 @@ def spliced(path: Path, frame: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["v.mov", "v.avi"])
-def test_a_frame_over_the_limit_takes_no_memory(name: str, tmp_path: Path) -> None:
+def test_a_frame_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
     """It was decoded, 225 MB of it, and looked at then. The good frame before it is kept."""
-    path = spliced(tmp_path / name, png(15_000, 15_000, 8, 0, bytes(15_000 * 15_001)))
+    path = spliced(tmp_path / "v.mov", png(15_000, 15_000, 8, 0, bytes(15_000 * 15_001)))
     assert path.stat().st_size < 2_000_000
     with Decoder(decoder_config()) as decoder:
         [whole] = decoder.ranges(str(path), 100)
@@ -221,7 +221,7 @@ def test_a_frame_over_the_limit_takes_no_memory(name: str, tmp_path: Path) -> No
 def test_every_decoder_refuses_large_frames_itself(codec: str, name: str, tmp_path: Path) -> None:
     """2,080 x 2,080, where FFmpeg may take 2 million pixels more than are allowed."""
     with av.open(str(tmp_path / name), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25, options={"preset": "ultrafast"})
+        stream: Any = container.add_stream(codec, rate=25, options=QUICK)
         stream.width = stream.height = 2080
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         frame = av.VideoFrame.from_ndarray(np.zeros((2080, 2080, 3), np.uint8), "rgb24")
@@ -321,6 +321,6 @@ def test_the_memory_of_a_plan_is_a_few_bytes_a_frame(tmp_path: Path) -> None:
         path.write_bytes(endless_video(4000))
         decoder.ranges(str(path), 512)
         held = peak(decoder)
-        path.write_bytes(endless_video(1_000_000))
-        assert len(decoder.ranges(str(path), 512)) == 1954
-        assert peak(decoder) - held < 130
+        path.write_bytes(endless_video(400_000))
+        assert len(decoder.ranges(str(path), 512)) == 782
+        assert peak(decoder) - held < 50
