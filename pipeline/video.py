@@ -133,7 +133,7 @@ def new_interval(previous: int, pts: int, base: Fraction, fps: float) -> bool:
     return pts * per_tick // ticks != previous * per_tick // ticks
 
 
-@functools.cache
+@functools.lru_cache(16)
 def _rate(base: Fraction, fps: float) -> tuple[int, int]:
     """Intervals in so many ticks, as (intervals, ticks): whole numbers are quick, fractions not."""
     return (base * Fraction(fps).limit_denominator(100_000)).as_integer_ratio()

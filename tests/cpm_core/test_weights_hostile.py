@@ -150,11 +150,11 @@ def test_a_giant_header(good, tmp_path):
     refused(path, UNREADABLE)
 
 
-def test_a_hundred_thousand_tensors(good, tmp_path):
+def test_thirty_thousand_tensors(good, tmp_path):
     header = read_header(good)
     end = len(parts(good)[1])
     header |= {
-        f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [end, end]} for i in range(100_000)
+        f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [end, end]} for i in range(30_000)
     }
     refused(write(tmp_path / "bad.safetensors", header, parts(good)[1]), "does not belong")
 

@@ -15,6 +15,9 @@ from botocore.session import Session
 from s3fs import S3FileSystem
 
 from jobs.cli import main
+from pipeline.annotate import Run
+from pipeline.config import AnnotateSettings
+from pipeline.progress import Reporter
 from tests.e2e.conftest import job_environment, run_command
 
 PASSWORD = "planted-password-0005"
@@ -146,3 +149,11 @@ def test_messages_do_not_tell_secrets(
     S3FileSystem.clear_instance_cache()
     told = capfd.readouterr()
     assert_secret(told.out, told.err, tmp_path, shown)
+
+
+@pytest.mark.xfail(strict=True, reason="pipeline/annotate.py has to hand it on: _decoder_config")
+def test_decoders_know_the_limit_on_frames(tiny_weights: str, tmp_path: Path) -> None:
+    values = {"input": ["a"], "output": f"{tmp_path}/out", "weights": tiny_weights, "max_frames": 7}
+    with Reporter() as reporter:
+        run = Run(AnnotateSettings.build(values), reporter)
+    assert run.decoder.max_frames == 7
