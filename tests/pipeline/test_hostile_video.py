@@ -28,6 +28,8 @@ from tests.pipeline.videos import write_video
 MOST_FRAMES = 5000
 QUICK = {"preset": "ultrafast", "deadline": "realtime", "cpu-used": "8"}
 DAMAGED = {"ok", "empty", "corrupt", "no_video", "too_many_pixels", "too_many_frames"}
+REFUSED_BY_FFMPEG = "out_of_memory"
+"""What it says of some tables of absurd lengths, which it does not even try to take."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,8 @@ def outcomes(decoder: Decoder, cases: Iterable[bytes], path: Path) -> Counter[st
     for data in cases:
         path.write_bytes(data)
         found[outcome(decoder, path)] += 1
-    assert process(decoder) == before
+    # After this code a new process takes over, whatever the reason.
+    assert process(decoder) == before or found[REFUSED_BY_FFMPEG]
     return found
 
 
@@ -99,7 +102,7 @@ def test_many_more_changes(
     decoder: Decoder, wholes: dict[str, bytes], name: str, tmp_path: Path
 ) -> None:
     cases = corpus.changed(wholes[name], 4, 3000)
-    assert set(outcomes(decoder, cases, tmp_path / name)) <= DAMAGED
+    assert set(outcomes(decoder, cases, tmp_path / name)) <= DAMAGED | {REFUSED_BY_FFMPEG}
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "avi", "webm", "ts", "exe"])
