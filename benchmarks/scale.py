@@ -3,8 +3,8 @@
     python benchmarks/scale.py [--counts 100000 1000000 10000000] [--write docs/scale.json]
 
 The inputs are synthetic: a file system that lists so many pictures and holds none. Each step runs
-in a process of its own, whose peak memory is the driver's. `plan`: the first start; `again`: a start
-that finds all inputs planned; `resume`: a start that finds all of them done, to its end.
+in a process of its own, whose peak memory is the driver's. `plan`: the first start; `again`: a
+start that finds all inputs planned; `resume`: one that finds all of them done, to its end.
 """
 
 from __future__ import annotations

@@ -237,6 +237,7 @@ class Run:
             people=self.who.locator,
             max_people=s.max_people,
             max_pixels=s.max_pixels,
+            max_frames=s.max_frames,
             max_bytes=s.max_bytes,
             max_seconds=s.max_seconds,
             max_memory=s.max_memory,

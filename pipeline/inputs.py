@@ -20,6 +20,7 @@ from pipeline.lists import LIST_SUFFIXES, Boxes, read_list
 from pipeline.storage import (
     STORAGE_ERRORS,
     StorageOptions,
+    check_uri,
     open_filesystem,
     path_of,
     protocol_of,
@@ -76,7 +77,7 @@ def named(name: str, options: StorageOptions, boxes: Boxes | None, passed: Passe
 
     `boxes` are those of `--boxes`, by URI; they win over box columns of a list.
     """
-    found = _Source(name, options, passed).cut()
+    found = _Source(check_uri(name), options, passed).cut()
     if boxes is None:
         return found
     return Named([partial(_with_boxes, part, boxes) for part in found.parts], found.root)

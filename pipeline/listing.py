@@ -167,8 +167,12 @@ class _Bucket:
         return not marks_folder and not self._is_hidden(entry["Key"])
 
     def _is_hidden(self, key: str) -> bool:
-        names = key.removeprefix(self.root.path).split("/")
-        return any(name.startswith(".") for name in names)
+        return any(map(_is_hidden, key.removeprefix(self.root.path).split("/")))
+
+
+def _is_hidden(name: str) -> bool:
+    """`.cache` is; `..`, which may stand in a key of S3, is a name like any other."""
+    return name.startswith(".") and not name.startswith("..") and name not in (".", "./")
 
 
 class _Folders:
@@ -195,7 +199,7 @@ class _Folders:
         found = {str(entry["name"]).rstrip("/"): entry for entry in self.fs.ls(folder.path)}
         names = {f"{n}/" if e["type"] == "directory" else n: n for n, e in found.items()}
         for key, name in sorted(names.items()):
-            if name == root or name.rpartition("/")[2].startswith("."):
+            if name == root or _is_hidden(name.rpartition("/")[2]):
                 continue
             yield found[name] if key == name else _Folder(name)
 
@@ -209,7 +213,7 @@ class _LocalFolders(_Folders):
             names = {f"{e.name}/" if e.is_dir() else e.name: e.is_symlink() for e in found}
         for name, is_link in sorted(names.items()):
             path = os.path.join(folder.path, name.rstrip("/"))
-            if name.startswith("."):
+            if _is_hidden(name):
                 continue
             if not name.endswith("/"):
                 yield _look(path)

@@ -13,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.storage import (
     STORAGE_ERRORS,
     StorageOptions,
+    check_uri,
     open_filesystem,
     path_of,
     protocol_of,
@@ -144,7 +145,11 @@ def _box(row: dict[Any, Any], source: str) -> GivenBox:
 
 
 def resolve(uri: str, source: str) -> str:
-    """A listed URI as it stands in tables; a relative one is relative to the list's folder."""
+    """A listed URI as it stands in tables; a relative one is relative to the list's folder.
+
+    Raises UsageError for one with a password.
+    """
+    check_uri(uri)
     if protocol_of(uri) == "s3":
         return uri_of("s3", path_of(uri))
     if protocol_of(uri) != "file":

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.errors import redact
 from pipeline.plan import Planned
 from pipeline.stages import Summary
 
@@ -42,8 +43,8 @@ class Reporter:
         self._stream.close()
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(text, markup=False)
+        """One line, without the secrets of URLs."""
+        self.console.print(redact(text), markup=False)
 
     def listing(self, count: int) -> None:
         """So many more inputs are listed; now and then says how many. Several threads call it."""

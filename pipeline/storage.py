@@ -73,6 +73,14 @@ def open_filesystem(uri: str, options: StorageOptions) -> fsspec.AbstractFileSys
         raise UsageError(f"cannot read {uri!r}: {error}") from error
 
 
+def check_uri(uri: str) -> str:
+    """`uri`, which will stand in tables and run files. Raises UsageError if it has a password."""
+    user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and ":" in user:
+        raise UsageError(f"{uri} holds a password: give credentials in another way")
+    return uri
+
+
 def path_of(uri: str) -> str:
     """The path within its file system: absolute for local files, bucket/key for S3.
 

@@ -151,7 +151,6 @@ def test_messages_do_not_tell_secrets(
     assert_secret(told.out, told.err, tmp_path, shown)
 
 
-@pytest.mark.xfail(strict=True, reason="pipeline/annotate.py has to hand it on: _decoder_config")
 def test_decoders_know_the_limit_on_frames(tiny_weights: str, tmp_path: Path) -> None:
     values = {"input": ["a"], "output": f"{tmp_path}/out", "weights": tiny_weights, "max_frames": 7}
     with Reporter() as reporter:

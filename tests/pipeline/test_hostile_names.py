@@ -234,11 +234,6 @@ def test_a_bug_on_a_url_with_a_password_hides_it(caplog: pytest.LogCaptureFixtur
     assert SECRET not in caplog.text + str(row.rows[0]["error_message"])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="such a URL is planned, and stands in manifest, table and run.json: inputs.py has to "
-    "refuse it",
-)
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_url_with_a_password_is_no_input(listed: bool, tmp_path: Path) -> None:
     url = f"http://u:{SECRET}@127.0.0.1:9/a.jpg"

@@ -40,13 +40,16 @@ def test_s3_keys_that_are_no_paths_are_walked(s3_place: Place) -> None:
         ("p//c.jpg", b"2"),
         ("p/d/", b""),
         ("p/../e.jpg", b"3"),
+        ("p/f/..jpg", b"4"),
+        ("p/.g/h.jpg", b"5"),
     ]:
         s3_place.put(name, data)
     found = [file.uri for file in walk(f"{s3_place.uri}/p/", OPTIONS)]
-    expected = [f"{s3_place.uri}/{name}" for name in ("p//c.jpg", "p/a//b.jpg")]
+    names = "p/../e.jpg", "p//c.jpg", "p/a//b.jpg", "p/f/..jpg"
+    expected = [f"{s3_place.uri}/{name}" for name in names]
     assert found == expected
     contents = [open_filesystem(uri, OPTIONS).cat_file(path_of(uri)) for uri in found]
-    assert contents == [b"2", b"1"]
+    assert contents == [b"3", b"2", b"1", b"4"]
 
 
 def test_a_walk_goes_through_all_pages(s3_place: Place) -> None:
