@@ -7,9 +7,11 @@ if it is not there yet: the commit rests on that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
+import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -292,29 +294,47 @@ def s3_code(error: Exception) -> str | None:
 
 def _put(path: str, data: bytes, publish: Callable[[str, str], None]) -> bool:
     """Write beside the target, flush, publish under its name; False if the name is taken."""
-    folder = Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".posemill-", dir=folder)
+    place = Path(path).parent
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = str(place / f".posemill-{uuid.uuid4().hex}")
+    folder = os.open(place, os.O_RDONLY)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        _write(temporary, data, folder)
         try:
             publish(temporary, path)
         except FileExistsError:
             return False
-        _flush_folder(folder)
+        os.fsync(folder)
         return True
     finally:
+        os.close(folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+def _write(path: str, data: bytes, folder: int) -> None:
+    """A new file, flushed. It has no name before it is complete, where the system can do that: a
+    process that is killed as it writes leaves nothing."""
+    nameless = _open_nameless(folder)
+    named = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    handle = os.open(path, named) if nameless is None else nameless
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(handle, 0o644)
         os.fsync(handle)
-    finally:
-        os.close(handle)
+        if nameless is not None:
+            # Only with a folder given does Python have the link followed to the open file.
+            os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=folder)
+
+
+def _open_nameless(folder: int) -> int | None:
+    """A file in a folder that is gone when closed; None where there is no such thing (NFS)."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return None
+        raise
