@@ -12,9 +12,10 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ class Output:
         """
         with self._refusals("write", name):
             if self.protocol == "file":
-                return _put(self.path(name), data, os.link)
+                return _put(self.path(name), data)
             return self._create_object(self.path(name), data)
 
     def _create_object(self, path: str, data: bytes) -> bool:
@@ -249,7 +250,7 @@ class Output:
         """Write a file whole, over an older one."""
         with self._refusals("write", name):
             if self.protocol == "file":
-                _put(self.path(name), data, os.replace)
+                _put(self.path(name), data, replace=True)
             else:
                 self.fs.pipe_file(self.path(name), data, chunksize=5 << 30)
 
@@ -292,40 +293,42 @@ def s3_code(error: Exception) -> str | None:
     return None if code is None else str(code)
 
 
-def _put(path: str, data: bytes, publish: Callable[[str, str], None]) -> bool:
-    """Write beside the target, flush, publish under its name; False if the name is taken."""
+def _put(path: str, data: bytes, replace: bool = False) -> bool:
+    """Write beside the target, flush, publish under its name; False if the name is taken.
+
+    The file has no name before it is complete, where the system can do that: a process that is
+    killed as it writes leaves nothing.
+    """
     place = Path(path).parent
     place.mkdir(parents=True, exist_ok=True)
     temporary = str(place / f".posemill-{uuid.uuid4().hex}")
     folder = os.open(place, os.O_RDONLY)
     try:
-        _write(temporary, data, folder)
-        try:
-            publish(temporary, path)
-        except FileExistsError:
-            return False
+        nameless = _open_nameless(folder)
+        named = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        handle = os.open(temporary, named) if nameless is None else nameless
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(handle, 0o644)
+            os.fsync(handle)
+            # Only with a folder given does Python have a link in /proc followed to the open file.
+            link = partial(os.link, src_dir_fd=folder)
+            written = temporary if nameless is None else f"/proc/self/fd/{handle}"
+            if replace:
+                if nameless is not None:
+                    link(written, temporary)
+                os.replace(temporary, path)
+            else:
+                link(written, path)
         os.fsync(folder)
         return True
+    except FileExistsError:
+        return False
     finally:
         os.close(folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-
-
-def _write(path: str, data: bytes, folder: int) -> None:
-    """A new file, flushed. It has no name before it is complete, where the system can do that: a
-    process that is killed as it writes leaves nothing."""
-    nameless = _open_nameless(folder)
-    named = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-    handle = os.open(path, named) if nameless is None else nameless
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fchmod(handle, 0o644)
-        os.fsync(handle)
-        if nameless is not None:
-            # Only with a folder given does Python have the link followed to the open file.
-            os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=folder)
 
 
 def _open_nameless(folder: int) -> int | None:
