@@ -31,9 +31,10 @@ STORAGE_ERRORS = (OSError, BotoCoreError)
 
 _CREATE_ATTEMPTS = 5
 
-_S3_RETRIES = {"mode": "standard", "total_max_attempts": 5}
-"""Growing pauses with jitter. botocore's adaptive mode is no choice: it slows the whole client down
-so far that 300 small reads of which a tenth was answered SlowDown took 56 s, and 4 s so."""
+_S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
+"""Growing pauses with jitter, half a minute in all. s3fs adds some of its own, but not where a HEAD
+is throttled, whose answer has no body to say so. botocore's adaptive mode slows the whole client
+down: 300 small reads of which a tenth was answered SlowDown took 56 s with it, and 4 s so."""
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def test_nodes_come_and_go(
 
 def test_the_soak_itself(tmp_path: Path) -> None:
     """A short one: a few faults on disk and on S3, and nothing lost or doubled."""
-    command = [sys.executable, "benchmarks/soak.py", "--faults", "6", "--units", "300"]
+    command = [sys.executable, "benchmarks/soak.py", "--faults", "5", "--units", "120"]
     result = subprocess.run(
         [*command, "--write", str(tmp_path / "soak.json")],
         cwd=REPOSITORY,

@@ -55,7 +55,7 @@ def hit(process: psutil.Process, number: signal.Signals = signal.SIGKILL) -> boo
 
 
 def wait_until(
-    condition: Callable[[], T], run: subprocess.Popen[str], seconds: float = 60.0
+    condition: Callable[[], T], run: subprocess.Popen[str], seconds: float = 120.0
 ) -> T | None:
     """The condition's value once it is true; None if the run ends before. AssertionError after
     `seconds`."""

@@ -74,7 +74,7 @@ def test_options_reach_the_s3_file_system() -> None:
     assert options.for_protocol("s3") == {
         "anon": True,
         "use_listings_cache": False,
-        "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 5}},
+        "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 8}},
         "endpoint_url": "http://127.0.0.1:9",
         "requester_pays": True,
     }
