@@ -54,7 +54,7 @@ def test_actors_and_decoders_killed_in_mid_run(
     command = ["annotate", str(many), str(out), *tiny, "--shard-size", "4"]
     killed = []
     with running(command) as process:
-        for role in ("prepare", "estimate", "commit", "decoder"):
+        for role in ("decoder", "prepare", "estimate", "commit"):
             before = parts(out)
             assert wait_until(lambda n=before: parts(out) > n, process), f"killed: {killed}"
             victims = wait_until(lambda r=role: with_role(r, process.pid), process)
