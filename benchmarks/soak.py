@@ -37,7 +37,7 @@ import psutil  # noqa: E402
 import pyarrow.fs  # noqa: E402
 
 from tests.faults.output import Findings, examine, part_files  # noqa: E402
-from tests.faults.processes import family, hit, with_role  # noqa: E402
+from tests.faults.processes import family, hit, is_worker, with_role  # noqa: E402
 from tests.faults.proxy import Proxy, Rule  # noqa: E402
 
 SHARD_SIZE = 4
@@ -108,6 +108,7 @@ class Soak:
     failed_alone: int = 0
     left_over: int = 0
     findings: Findings = field(default_factory=Findings)
+    met: set[psutil.Process] = field(default_factory=set)
 
     @property
     def injected(self) -> int:
@@ -122,19 +123,17 @@ class Soak:
         kinds = [*ON_ACTORS, *ON_DRIVER, *(ON_STORAGE if place.proxy else ())]
         planned = [self.dice.choice(kinds) for _ in range(wanted)]
         started, restarts = time.monotonic(), -1
-        met: list[psutil.Process] = []
         decoders_hit = 0
         code = None
         while code != 0:
             restarts += 1
             assert restarts <= 4 * FAULTS_PER_OUTPUT, f"{place.uri}/{name} never ends"
             with self._started(place, name) as process:
-                struck = self._run(process, place, name, planned, met)
+                struck = self._run(process, place, name, planned)
                 code = process.wait()
             decoders_hit += sum("decoder" in kind for kind in struck)
             self._count(struck, code, name)
         found = examine(place.fs, f"{place.root}/{name}", self.units, BAD_EVERY, decoders_hit)
-        self.left_over += self._sweep(met)
         self.findings.add(found)
         print(
             f"{name} on {place.uri.partition(':')[0][:8]}: {wanted - len(planned)} faults, "
@@ -149,20 +148,19 @@ class Soak:
         place: Place,
         name: str,
         planned: list[str],
-        met: list[psutil.Process],
     ) -> list[str]:
         """Disturb one start of the command until it ends; what struck it."""
         struck: list[str] = []
         while planned and process.poll() is None:
             if not self._moment(process, place, name, bool(struck)):
                 break
-            met += family(process.pid)
+            self.met.update(family(process.pid))
             if not self._inject(planned[-1], process, place):
                 continue
             struck.append(planned.pop())
             if struck[-1] in ENDING:
                 break
-        self._await_end(process, place, name, met)
+        self._await_end(process, place, name)
         return struck
 
     def _moment(self, process: subprocess.Popen[str], place: Place, name: str, later: bool) -> bool:
@@ -195,9 +193,7 @@ class Soak:
         there = with_role(role, process.pid)  # type: ignore[arg-type]
         return bool(there) and hit(self.dice.choice(there), number)
 
-    def _await_end(
-        self, process: subprocess.Popen[str], place: Place, name: str, met: list[psutil.Process]
-    ) -> None:
+    def _await_end(self, process: subprocess.Popen[str], place: Place, name: str) -> None:
         """Until the run ends. One in which nothing happens any more hangs, and is ended."""
         parts, deadline = -1, 0.0
         while not self._ends_within(process, 0.5):
@@ -207,7 +203,7 @@ class Soak:
             elif time.monotonic() > deadline:
                 self.hung += 1
                 print(f"{name}: hung for {QUIET_SECONDS:g} s with {parts} parts", flush=True)
-                met += family(process.pid)
+                self.met.update(family(process.pid))
                 process.kill()
 
     @staticmethod
@@ -255,13 +251,12 @@ class Soak:
                     process.kill()
                 process.wait()
 
-    @staticmethod
-    def _sweep(met: list[psutil.Process]) -> int:
-        """Processes that outlive the drivers whose they were; a minute is theirs."""
-        _, alive = psutil.wait_procs(set(met), timeout=60)
+    def sweep(self) -> None:
+        """End what outlived its driver. Ray's own agents take their time; workers should not."""
+        _, alive = psutil.wait_procs(self.met, timeout=15)
+        self.left_over = sum(is_worker(process) for process in alive)
         for process in alive:
             hit(process)
-        return len(alive)
 
     def table(self) -> str:
         """The outcome as Markdown."""
@@ -281,7 +276,7 @@ class Soak:
             f"doubled, {found.wrong} otherwise wrong. {found.failed_by_fault} units failed because "
             f"their decoder was hit. {self.hung} runs hung, {self.failed_alone} gave up although "
             f"they should have survived. {found.stray} stray temporary files and {self.left_over} "
-            "processes were left.",
+            "workers were left.",
         ]
         return "\n".join(lines)
 
@@ -387,6 +382,7 @@ def main() -> int:
                 put_pictures(place, options.units)
             while soak.injected < soak.faults:
                 soak.output(both[soak.outputs % len(both)])
+            soak.sweep()
     print(soak.table())
     if options.write:
         write(options.write, soak)

@@ -129,7 +129,7 @@ import pyarrow.fs
 import ray
 from ray.cluster_utils import Cluster
 from tests.faults.output import part_files
-from tests.faults.processes import family, wait_until
+from tests.faults.processes import wait_until, with_role
 
 out, plan, *command = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -144,7 +144,7 @@ def parts():
 
 def actors_on(node):
     (raylet,) = node.all_processes["raylet"]
-    return sum("Stage)" in " ".join(p.cmdline()) for p in family(raylet.process.pid))
+    return [p for r in ("prepare", "estimate") for p in with_role(r, raylet.process.pid)]
 
 assert wait_until(lambda: parts() > 2, run), "the run ended before it could be disturbed"
 if plan == "lost":
@@ -198,9 +198,10 @@ def test_nodes_come_and_go(
     assert "late node used: True" in result.stdout
 
 
+@pytest.mark.soak
 def test_the_soak_itself(tmp_path: Path) -> None:
     """A short one: a few faults on disk and on S3, and nothing lost or doubled."""
-    command = [sys.executable, "benchmarks/soak.py", "--faults", "5", "--units", "120"]
+    command = [sys.executable, "benchmarks/soak.py", "--faults", "2", "--units", "60"]
     result = subprocess.run(
         [*command, "--write", str(tmp_path / "soak.json")],
         cwd=REPOSITORY,

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import psutil
 
 Role = Literal["prepare", "estimate", "commit", "decoder", "raylet"]
-_MARKS = {
+_MARKS: dict[Role, str] = {
     "prepare": "(PrepareStage)",
     "estimate": "(EstimateStage)",
     "commit": "(CommitStage)",
@@ -32,6 +32,11 @@ def family(pid: int) -> list[psutil.Process]:
 def with_role(role: Role, driver: int) -> list[psutil.Process]:
     """Living processes of a run that do this."""
     return [process for process in family(driver) if _is(role, process)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it is alive and PoseMill's own: not a process of Ray's."""
+    return any(_is(role, process) for role in _MARKS)
 
 
 def _is(role: Role, process: psutil.Process) -> bool:
