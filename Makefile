@@ -17,8 +17,10 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest -q
 
+# make soak OPTIONS='--faults 200 --units 1000': the slow tests, then runs that are broken on purpose
 soak: .venv/ready
 	$(BIN)/pytest -q -m soak
+	$(BIN)/python benchmarks/soak.py $(OPTIONS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

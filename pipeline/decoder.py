@@ -65,6 +65,8 @@ def _serve(connection: Connection, config: DecoderConfig) -> None:
 
     worker = UnitWorker(config, _Heartbeat(connection))
     _limit_memory(config.max_memory)
+    # Its first unit's time starts now.
+    connection.send(Alive())
     while True:
         request, data = connection.recv()
         for reply, crops in _answer(worker, request, data):

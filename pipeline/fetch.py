@@ -1,7 +1,8 @@
 """Bytes of an object, with failures sorted into rows and retries.
 
 Transient failures (throttling, resets, time-outs) are tried again with growing, jittered pauses; a
-missing or forbidden object is not.
+missing or forbidden object is not. All attempts together have `_PATIENCE_S`: storage that hands out
+a byte now and then never times out by itself.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 from botocore.exceptions import NoCredentialsError
+from fsspec.asyn import AsyncFileSystem, sync
 
 from pipeline.errors import InputError, UsageError
 from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_of, s3_code
 
 _ATTEMPTS = 6
 _FIRST_PAUSE_S = 0.25
+_PATIENCE_S = 300.0
 
 
 def fetch(uri: str, options: StorageOptions, max_bytes: int) -> bytes:
@@ -32,10 +36,11 @@ def fetch(uri: str, options: StorageOptions, max_bytes: int) -> bytes:
 
 def _read_remote(uri: str, options: StorageOptions, max_bytes: int) -> bytes:
     """The object's first `max_bytes` + 1 bytes: one more than allowed tells a large one."""
+    deadline = time.monotonic() + _PATIENCE_S
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             fs = open_filesystem(uri, options)
-            return fs.cat_file(path_of(uri), start=0, end=max_bytes + 1)  # type: ignore[no-any-return]
+            return _read_until(deadline, fs, path_of(uri), max_bytes + 1)
         except FileNotFoundError as error:
             raise InputError("not_found", "there is no such object") from error
         except (PermissionError, NoCredentialsError) as error:
@@ -45,13 +50,20 @@ def _read_remote(uri: str, options: StorageOptions, max_bytes: int) -> bytes:
         except Exception as error:  # file systems raise what comes
             if _is_empty(error):
                 return b""
-            if attempt == _ATTEMPTS:
+            if attempt == _ATTEMPTS or time.monotonic() >= deadline:
                 reason = str(error) or type(error).__name__
                 raise InputError(
                     "storage", f"failed {attempt} times, last with: {reason}"
                 ) from error
             time.sleep(random.uniform(0.5, 1.5) * _FIRST_PAUSE_S * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
+
+
+def _read_until(deadline: float, fs: Any, path: str, end: int) -> bytes:
+    if not isinstance(fs, AsyncFileSystem):
+        return fs.cat_file(path, start=0, end=end)  # type: ignore[no-any-return]
+    left = max(1.0, deadline - time.monotonic())
+    return sync(fs.loop, fs._cat_file, path, start=0, end=end, timeout=left)  # type: ignore[no-any-return]
 
 
 def _read_local(path: Path, max_bytes: int) -> bytes:

@@ -132,7 +132,7 @@ class Decoder:
         return connection.recv_bytes()
 
     def _wait(self, connection: Connection) -> None:
-        # Its first answer includes the imports.
+        # The first thing it says, after its imports, is that it is there.
         if not connection.poll(self.config.max_seconds + (_START_SECONDS if self._fresh else 0)):
             raise self._timed_out()
         self._fresh = False

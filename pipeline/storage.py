@@ -7,14 +7,11 @@ if it is not there yet: the commit rests on that.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -24,15 +21,18 @@ from botocore.exceptions import BotoCoreError
 from fsspec.core import strip_protocol
 
 from pipeline.errors import PosemillError, UsageError
+from pipeline.local_files import folder_lock, put, version_of
 
 STORAGE_ERRORS = (OSError, BotoCoreError)
 """What local disks and S3 raise when they cannot be reached, or refuse."""
 
-TEMPORARY = ".posemill-"
-"""How the names of local files begin that are not whole yet."""
-
 _CREATE_ATTEMPTS = 5
 _CONFLICTS = ("ConditionalRequestConflict", "409")
+
+_S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
+"""Growing pauses with jitter, half a minute in all. s3fs adds some of its own, but not where a HEAD
+is throttled, whose answer has no body to say so. botocore's adaptive mode slows the whole client
+down: 300 small reads of which a tenth was answered SlowDown took 56 s with it, and 4 s so."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ class StorageOptions:
         """Keyword arguments of the fsspec file system."""
         if protocol != "s3":
             return {}
-        options: dict[str, Any] = {"anon": self.anonymous, "use_listings_cache": False}
+        options: dict[str, Any] = {
+            "anon": self.anonymous,
+            "use_listings_cache": False,
+            "config_kwargs": {"retries": dict(_S3_RETRIES)},
+        }
         if self.endpoint:
             options["endpoint_url"] = self.endpoint
         if self.requester_pays:
@@ -173,7 +177,7 @@ class Output:
         """
         with self._refusals("write", name):
             if self.protocol == "file":
-                return _put(self.path(name), data, os.link)
+                return put(self.path(name), data)
             return self._create_object(self.path(name), data)
 
     def _create_object(self, path: str, data: bytes) -> bool:
@@ -200,7 +204,7 @@ class Output:
         """Write a file whole, over an older one."""
         with self._refusals("write", name):
             if self.protocol == "file":
-                _put(self.path(name), data, os.replace)
+                put(self.path(name), data, replace=True)
             else:
                 self.fs.pipe_file(self.path(name), data, chunksize=5 << 30)
 
@@ -213,10 +217,10 @@ class Output:
             if self.protocol == "s3":
                 return self._replace_object(self.path(name), data, version)
             path = self.path(name)
-            with _folder_lock(os.path.dirname(path)):
-                if _version_of(path) != version:
+            with folder_lock(os.path.dirname(path)):
+                if version_of(path) != version:
                     return False
-                return _put(path, data, os.replace)
+                return put(path, data, replace=True)
 
     def _replace_object(self, path: str, data: bytes, version: str) -> bool:
         bucket, key, _ = self.fs.split_path(path)
@@ -238,7 +242,7 @@ class Output:
                 answer = self.fs.call_s3("get_object", Bucket=bucket, Key=key)
                 return fsspec.asyn.sync(self.fs.loop, answer["Body"].read), answer["ETag"]
             with open(path, "rb") as file:
-                return file.read(), _version_of(file.fileno())
+                return file.read(), version_of(file.fileno())
         return None
 
     def read(self, name: str) -> bytes | None:
@@ -291,52 +295,3 @@ def s3_code(error: Exception) -> str | None:
     response = getattr(error.__cause__, "response", None) or {}
     code = response.get("Error", {}).get("Code")
     return None if code is None else str(code)
-
-
-def _put(path: str, data: bytes, publish: Callable[[str, str], None]) -> bool:
-    """Write beside the target, flush, publish under its name; False if the name is taken."""
-    folder = Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        try:
-            publish(temporary, path)
-        except FileExistsError:
-            return False
-        _flush_folder(folder)
-        return True
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _version_of(file: str | int) -> str:
-    """A file that is replaced gets another inode or, where a freed one is used again, time."""
-    try:
-        found = os.stat(file)
-    except FileNotFoundError:
-        return ""
-    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
-
-
-@contextlib.contextmanager
-def _folder_lock(folder: str) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

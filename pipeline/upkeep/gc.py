@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline import manifest
+from pipeline.local_files import TEMPORARY
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest
-from pipeline.storage import TEMPORARY, Output
+from pipeline.storage import Output
 from pipeline.upkeep.settings import GcSettings
 from pipeline.upkeep.verify import leftovers
 

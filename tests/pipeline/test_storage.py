@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from pipeline import local_files as module
 from pipeline.errors import PosemillError, UsageError
 from pipeline.storage import (
     Output,
@@ -20,6 +24,8 @@ from pipeline.storage import (
     uri_of,
 )
 from tests.pipeline.conftest import OPTIONS, Place
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 ODD_NAMES = [
     "with space.jpg",
@@ -67,6 +73,7 @@ def test_options_reach_the_s3_file_system() -> None:
     assert options.for_protocol("s3") == {
         "anon": True,
         "use_listings_cache": False,
+        "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 8}},
         "endpoint_url": "http://127.0.0.1:9",
         "requester_pays": True,
     }
@@ -139,6 +146,33 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(PosemillError, match=r"cannot write .*/out/part: .*No space left"):
         Output(f"{tmp_path}/out", OPTIONS).create("part", b"x")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["fsync", "fchmod"])
+def test_a_writer_that_is_killed_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    """kill -9 in the middle of a file: no other one is there, not even under a temporary name."""
+    script = (
+        "import os, signal, sys\n"
+        "from pipeline.storage import Output, StorageOptions\n"
+        f"os.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Output(sys.argv[1], StorageOptions()).create('part', b'x')\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, f"{tmp_path}/out"], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_storage_without_nameless_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS: files are written under a temporary name, which goes."""
+    monkeypatch.setattr(module, "_open_nameless", lambda _: None)
+    output = Output(f"{tmp_path}/out", OPTIONS)
+    assert output.create("a", b"1")
+    assert not output.create("a", b"2")
+    output.replace("b", b"3")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        "a": b"1",
+        "b": b"3",
+    }
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:

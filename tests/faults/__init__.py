@@ -1,0 +1,1 @@
+"""What tests and benchmarks break on purpose: storage (`proxy`) and processes (`processes`)."""
