@@ -42,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     if words[0] not in _COMMANDS:
         print(f"error: no command {words[0]!r}; there is {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
-    run: Callable[[list[str]], int] = import_module(_module(words[0])).main
+    try:
+        run: Callable[[list[str]], int] = import_module(_module(words[0])).main
+    except KeyboardInterrupt:
+        print("stopped before it began", file=sys.stderr)
+        return 130
     return run(words[1:])
 
 

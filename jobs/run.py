@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pipeline.errors import LockedError, PosemillError, UsageError
 from pipeline.settings import Settings
 
-DONE, FAILED, USAGE, NOTHING_TO_DO, LOCKED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, USAGE, NOTHING_TO_DO, LOCKED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 S = TypeVar("S", bound=Settings)
 
@@ -26,15 +28,17 @@ def run(
     arguments: list[str] | None = None,
     interrupted: str = CONTINUES,
 ) -> int:
-    """Parse, run, and say in one line what went wrong; after Ctrl-C, `interrupted`.
+    """Parse, run, and say in one line what went wrong; after Ctrl-C or SIGTERM, `interrupted`.
 
     Exit codes: 0 finished, 1 could not finish, 2 wrong settings, 3 nothing to do (where a job says
-    so), 4 another run works on the same output, 130 stopped by Ctrl-C.
+    so), 4 another run works on the same output, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("posemill").setLevel(logging.INFO)
+    signals: list[int] = []
     try:
-        code = job(kind.parse(sys.argv[1:] if arguments is None else arguments, program))
+        with _interrupted_by_sigterm(signals):
+            code = job(kind.parse(sys.argv[1:] if arguments is None else arguments, program))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
@@ -46,5 +50,20 @@ def run(
         return FAILED
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if signals else INTERRUPTED
     return DONE if code is None else code
+
+
+@contextmanager
+def _interrupted_by_sigterm(signals: list[int]) -> Iterator[None]:
+    """While inside, SIGTERM is as Ctrl-C, and noted."""
+
+    def interrupt(number: int, _: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

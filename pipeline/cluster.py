@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +73,7 @@ def connect(given_address: str | None, dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     address = given_address or os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address and address != "local":
@@ -83,6 +86,9 @@ def connect(given_address: str | None, dashboard: bool = False) -> None:
             f"cannot reach Ray at {address or 'this machine'}: {reason}; check --address and that "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token fits the cluster"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts its own in the place, whose SystemExit aborts the process amid a call of Ray.
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @contextmanager

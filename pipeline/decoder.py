@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import select
+import signal
 import sys
 import time
 import traceback
@@ -109,9 +110,10 @@ class _Heartbeat:
 def _die_with_parent(lifeline: int) -> None:
     """Be ended by a signal, whatever goes on here, as soon as the parent is gone.
 
-    The parent holds the other end of this pipe, and never writes. SIGIO ends a process that does
-    not expect it, even one that hangs in a decoder.
+    The parent holds the other end of this pipe, and never writes. SIGKILL ends even a process that
+    hangs in a decoder, or is stopped.
     """
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     if select.select([lifeline], [], [], 0)[0]:

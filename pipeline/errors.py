@@ -37,6 +37,10 @@ class LockedError(PosemillError):
     """Another run works on the same output."""
 
 
+class RefusedError(PosemillError):
+    """The output will not take it, however often it is asked: no room, no right, no such bucket."""
+
+
 class InputError(Exception):
     """One unit cannot be annotated; it becomes a row with this code.
 

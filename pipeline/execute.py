@@ -130,6 +130,8 @@ class Executor:
     def _outcomes(self, graph: ray.data.Dataset, watchdog: Watchdog) -> Iterator[Outcome]:
         for row in graph.iter_rows():
             watchdog.moved()
+            if row["refused"]:
+                raise PosemillError(f"{row['refused']}; mend it, then run the same command again")
             summary, ref = Summary.from_json(row["summary"]), ref_from_json(row["ref"])
             yield Outcome(ref.shard, summary, row["committed"], ref.amend)
 

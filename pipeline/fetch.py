@@ -12,13 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import (
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+)
 from fsspec.asyn import AsyncFileSystem, sync
 
 from pipeline.errors import InputError, UsageError
 from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_of, s3_code
 
 _ATTEMPTS = 6
+_ROUNDS = 2
+"""Attempts where botocore has tried eight times already, within half a minute."""
 _FIRST_PAUSE_S = 0.25
 _PATIENCE_S = 300.0
 
@@ -50,7 +56,8 @@ def _read_remote(uri: str, options: StorageOptions, max_bytes: int) -> bytes:
         except Exception as error:  # file systems raise what comes
             if _is_empty(error):
                 return b""
-            if attempt == _ATTEMPTS or time.monotonic() >= deadline:
+            most = _ROUNDS if _was_retried(error) else _ATTEMPTS
+            if attempt >= most or time.monotonic() >= deadline:
                 reason = str(error) or type(error).__name__
                 raise InputError(
                     "storage", f"failed {attempt} times, last with: {reason}"
@@ -78,6 +85,14 @@ def _read_local(path: Path, max_bytes: int) -> bytes:
         raise InputError("unknown_format", "it is a folder") from error
     except (OSError, ValueError) as error:
         raise InputError("storage", str(error)) from error
+
+
+def _was_retried(error: Exception) -> bool:
+    """Whether S3 could not be reached, or answered with an error: botocore has tried that again.
+
+    What breaks off within a body, it has not.
+    """
+    return isinstance(error, EndpointConnectionError | ConnectTimeoutError) or bool(s3_code(error))
 
 
 def _is_empty(error: Exception) -> bool:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit import amend_part, commit_part, part_summaries, read_part
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RefusedError
 from pipeline.fetch import fetch
 from pipeline.guard import Decoder
 from pipeline.manifest import ShardRef, open_file, read_shard
@@ -203,17 +203,24 @@ class CommitStage:
         self.final = final
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """ref, payload with keypoints, seconds -> ref, summary, committed."""
+        """ref, payload with keypoints, seconds -> ref, summary, committed, refused.
+
+        `refused` says why the output does not take the part: that is for the driver to tell.
+        """
         started = time.monotonic()
         ref, table, seconds = _unrow(batch)
         summary = Summary.of(table)
         committed = self.final or not out_of_reach(summary)
+        refused = None
         if committed:
-            with self.pulse.at(f"shard {ref.shard}"):
-                summary = commit(self.output, ref, table, summary, self.metadata)
+            try:
+                with self.pulse.at(f"shard {ref.shard}"):
+                    summary = commit(self.output, ref, table, summary, self.metadata)
+            except RefusedError as error:
+                refused = str(error)
         summary.seconds.update(seconds | {"commit": time.monotonic() - started})
         row = {"summary": [summary.to_json()], "committed": [committed]}
-        return pa.table({"ref": batch["ref"], **row})
+        return pa.table({"ref": batch["ref"], **row, "refused": pa.array([refused], pa.string())})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ if it is not there yet: the commit rests on that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import pyarrow.fs
 from botocore.exceptions import BotoCoreError
 from fsspec.core import strip_protocol
 
-from pipeline.errors import PosemillError, UsageError
+from pipeline.errors import PosemillError, RefusedError, UsageError
 from pipeline.local_files import folder_lock, put, version_of
 
 STORAGE_ERRORS = (OSError, BotoCoreError)
@@ -287,7 +288,15 @@ class Output:
             yield
         except STORAGE_ERRORS as error:
             reason = str(error) or type(error).__name__
-            raise PosemillError(f"cannot {verb} {self.uri}/{name}: {reason}") from error
+            kind = RefusedError if _is_final(error) else PosemillError
+            raise kind(f"cannot {verb} {self.uri}/{name}: {reason}") from error
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether to ask again is in vain, until somebody makes room or gives the right."""
+    return isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError) or (
+        getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    )
 
 
 def s3_code(error: Exception) -> str | None:

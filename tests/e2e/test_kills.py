@@ -81,7 +81,11 @@ def test_driver_terminated(
         wait_for_parts(out, 2, process)
         children = family(process.pid)
         process.terminate()
-        assert process.wait(timeout=30) != 0
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not (out / "_locks" / "1-of-1").exists()
     assert not (out / "_SUCCESS").exists()
     assert posemill_alone(*command).returncode == 0
     table = read_table(str(out))

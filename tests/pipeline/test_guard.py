@@ -267,6 +267,22 @@ def test_a_child_goes_with_its_parent(folder: Path, doing: str) -> None:
     assert wait_until_gone(child, 5)
 
 
+def test_a_stopped_child_goes_with_its_parent(folder: Path) -> None:
+    """What is stopped hears no signal but one."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(folder), "good.png"],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = int(parent.stdout.readline())
+        os.kill(child, signal.SIGSTOP)
+        parent.kill()
+        parent.wait()
+    assert wait_until_gone(child, 5)
+
+
 def test_another_thread_can_interrupt_it(decoder: Decoder, folder: Path) -> None:
     """Ctrl-C while a plan is made does not wait for the video that is being read."""
     assert works(decoder, folder)
