@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean ablation quality soak
+.PHONY: demo test lint bench clean ablation quality soak scale
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ test: .venv/ready
 soak: .venv/ready
 	$(BIN)/pytest -q -m soak
 	$(BIN)/python benchmarks/soak.py $(OPTIONS)
+
+# Planning and resuming at 10^5, 10^6 and 10^7 inputs: half an hour
+scale: .venv/ready
+	$(BIN)/python benchmarks/scale.py $(OPTIONS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ import pytest
 from jobs.cli import main
 from pipeline import schema
 from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_of
+from pipeline.upkeep.settings import VerifySettings
+from pipeline.upkeep.verify import verify
 from tests.e2e.conftest import Job, draw_figure
 
 
@@ -31,6 +33,12 @@ def assert_accounted(table: pa.Table, units: int) -> None:
     keys = list(zip(*(table[name].to_pylist() for name in names), strict=True))
     assert len(set(keys)) == len(keys)
     assert set(table["unit_id"].to_pylist()) == set(range(units))
+
+
+def assert_clean(output: str) -> None:
+    """`posemill verify` finds nothing wrong."""
+    found = verify(VerifySettings(output=output), lambda done, total: None)
+    assert found.is_clean, (found.wrong, found.examples)
 
 
 @pytest.mark.parametrize("place", ["local", "file", "s3"], indirect=True)
@@ -55,6 +63,7 @@ def test_same_result_on_every_kind_of_storage(
     assert done["units"] == 40
     assert done["counts"]["people"] == 40
     assert not fs.exists(f"{path_of(place)}/out/_locks/1-of-1")
+    assert_clean(f"{place}/out")
 
     second = posemill(*command)
     assert second.returncode == 0, second.stderr
@@ -208,6 +217,7 @@ def test_changed_and_failed_inputs_are_replaced_without_doubles(
     assert rows["figure-011.jpg"]["status"] != "failed"
     success = json.loads(fs.cat_file(f"{path_of(place)}/out/_SUCCESS"))
     assert (success["units"], success["counts"]["units"]) == (40, 40)
+    assert_clean(f"{place}/out")
     idle = posemill(*command, "--changed", "redo", "--retry-failed", "timeout")
     assert idle.returncode == 0
     assert "nothing left to do" in idle.stdout

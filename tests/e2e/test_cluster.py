@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.conftest import RAY, REPOSITORY, job_environment
+import cv2
+import pytest
+
+from tests.e2e.conftest import RAY, REPOSITORY, draw_figure, job_environment
 from tests.e2e.test_annotate import assert_accounted, read_table
 
 
@@ -95,3 +98,32 @@ def test_one_cpu_is_enough(tmp_path: Path, photos: Path, tiny: tuple[str, ...]) 
     )
     assert result.returncode == 0, result.stderr
     assert_accounted(read_table(out), 40)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_small_object_store_is_enough(tmp_path: Path, cpus: int) -> None:
+    """200 MB, of which a shard's crops take up to 64: it goes on, and does not hang."""
+    (tmp_path / "in").mkdir()
+    for i in range(700):
+        cv2.imwrite(str(tmp_path / "in" / f"{i:03d}.jpg"), draw_figure(i))
+    script = (
+        "import ray, sys\n"
+        "from jobs.cli import main\n"
+        f"ray.init(address='local', num_cpus={cpus}, object_store_memory=200_000_000,\n"
+        "         include_dashboard=False)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    out = str(tmp_path / "out")
+    words = [str(tmp_path / "in"), out, "--people", "whole-image", "--stall-after", "60"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, "annotate", *words],
+        env=job_environment(),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=840,
+    )
+    assert result.returncode == 0, result.stderr
+    assert_accounted(read_table(out), 700)

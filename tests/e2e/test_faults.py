@@ -14,7 +14,7 @@ import cv2
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Job, draw_figure, job_environment
-from tests.e2e.test_annotate import assert_accounted, read_table
+from tests.e2e.test_annotate import assert_accounted, assert_clean, read_table
 
 UNITS = 160
 
@@ -84,7 +84,7 @@ def test_driver_killed_in_mid_run(
     table = read_table(str(out))
     assert_accounted(table, UNITS)
     assert table.num_rows == UNITS
-    assert (out / "_SUCCESS").exists()
+    assert_clean(str(out))
 
 
 def test_ctrl_c_says_how_to_continue(
@@ -131,7 +131,7 @@ def test_partitions_share_one_plan(
     assert not (out / "_SUCCESS").exists()
     assert posemill_alone(*command, "--partition", "2/2").returncode == 0
     assert_accounted(read_table(str(out)), UNITS)
-    assert (out / "_SUCCESS").exists()
+    assert_clean(str(out))
 
 
 def test_what_does_not_move_is_named(

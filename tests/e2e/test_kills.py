@@ -15,7 +15,7 @@ import pyarrow.fs
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Job, draw_figure, job_environment
-from tests.e2e.test_annotate import assert_accounted, read_table
+from tests.e2e.test_annotate import assert_accounted, assert_clean, read_table
 from tests.e2e.test_faults import running, wait_for_parts
 from tests.faults.output import part_files
 from tests.faults.processes import family, hit, wait_until, with_role
@@ -67,7 +67,7 @@ def test_actors_and_decoders_killed_in_mid_run(
     assert_accounted(table, UNITS)
     assert table.num_rows == UNITS
     assert list(failures(table).values()) in ([], ["out_of_memory"])
-    assert (out / "_SUCCESS").exists()
+    assert_clean(str(out))
 
 
 def test_driver_terminated(
@@ -91,6 +91,7 @@ def test_driver_terminated(
     table = read_table(str(out))
     assert_accounted(table, UNITS)
     assert table.num_rows == UNITS
+    assert_clean(str(out))
     assert not [child for child in children if child.is_running()]
 
 
