@@ -169,6 +169,7 @@ def test_keys_that_are_refused_or_gone(
     assert codes == {None: 35, "forbidden": 3, "not_found": 2}
 
 
+@pytest.mark.soak
 def test_an_output_that_refuses_parts(
     head: dict[str, str], proxy: Proxy, pictures: str, tiny: tuple[str, ...]
 ) -> None:
