@@ -367,6 +367,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--units", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after")
     parser.add_argument("--write", type=Path, help="a .json, or a .md that gets the table")
     parser.add_argument("--logs", type=Path, help="keep what the runs print in this folder")
     options = parser.parse_args()
@@ -380,7 +381,8 @@ def main() -> int:
         with places(folder) as both:
             for place in both:
                 put_pictures(place, options.units)
-            while soak.injected < soak.faults:
+            end = time.monotonic() + 60 * options.minutes
+            while soak.injected < soak.faults and time.monotonic() < end:
                 soak.output(both[soak.outputs % len(both)])
             soak.sweep()
     print(soak.table())

@@ -125,6 +125,7 @@ def test_the_error_codes_are_these() -> None:
         "empty",
         "too_large",
         "too_many_pixels",
+        "too_many_frames",
         "unknown_format",
         "corrupt",
         "no_video",
