@@ -103,7 +103,7 @@ def step(name: str, count: int, output: str) -> dict[str, float]:
         elif name == "resume":
             assert run.go().total.units == count
         else:
-            run.run_file.write({"fingerprint": run.fingerprint})
+            run.run_file.begin({"fingerprint": run.fingerprint})
             assert run.planner.plan(write=True).next_unit == count
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}

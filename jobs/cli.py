@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nposemill COMMAND --help lists a command's settings.")
         return 0 if words else 2
     if words[0] == "--version":
-        from pipeline.annotate import tool_version
+        from pipeline import __version__
 
-        print(f"posemill {tool_version()}")
+        print(f"posemill {__version__}")
         return 0
     if words[0] not in _COMMANDS:
         print(f"error: no command {words[0]!r}; there is {', '.join(_COMMANDS)}", file=sys.stderr)

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pipeline.errors import LockedError, PosemillError, UsageError
+from aiohttp import ClientError
+from botocore.exceptions import BotoCoreError
+
+from pipeline.errors import LockedError, PosemillError, UsageError, redact
 from pipeline.settings import Settings
 
 DONE, FAILED, USAGE, NOTHING_TO_DO, LOCKED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
@@ -47,6 +50,12 @@ def run(
         return LOCKED
     except PosemillError as error:
         print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except (OSError, BotoCoreError, ClientError) as error:
+        reason = redact(str(error) or type(error).__name__)
+        print(
+            f"error: the storage fails: {reason}; mend it, and run the same again", file=sys.stderr
+        )
         return FAILED
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -35,14 +35,15 @@ def lines(found: Status) -> list[str]:
         *(f"  {code}: {count:,}" for code, count in found.failed.most_common()),
     ]
     for holder in found.holders:
+        state = "at work" if holder["alive"] else "gone, and its lock is left"
         text.append(
-            f"at work: process {holder['pid']} of {holder['user']} on {holder['host']}, "
+            f"{state}: process {holder['pid']} of {holder['user']} on {holder['host']}, "
             f"since {holder['started']}"
         )
     if found.rate:
         left = duration(found.left / found.rate)
         text.append(f"{found.rate:.1f} units per second, {left} left")
-    if not found.holders:
+    if not any(holder["alive"] for holder in found.holders):
         text.append("complete" if found.is_complete else "not complete, and nobody is at work")
     if found.runs:
         last = found.runs[-1]

@@ -28,7 +28,7 @@ from pipeline.runfile import RunFile, now
 from pipeline.stages import EstimatorSpec, Summary
 from pipeline.storage import Output, StorageOptions
 from pipeline.weights import read_weights
-from pipeline.work import Totals, Work, find_work, holds_retired
+from pipeline.work import Totals, Work, find_work, stale_shards
 
 if TYPE_CHECKING:
     from pipeline.execute import Executor
@@ -93,7 +93,7 @@ class Run:
             return Report()
         with Lock(self.output, self.settings.part_of, self.reporter.say) as lock:
             self.run_file.check()
-            self.run_file.write(self._description())
+            self.run_file.begin(self._description())
             manifest = self.planner.plan(write=True)
             licence = self.weights.info.licence
             self.reporter.say(f"weights {self.weights.info.name}; licence: {licence}")
@@ -124,7 +124,7 @@ class Run:
                 f"{report.total.units} units are in the table, {expected} were planned; "
                 "this is a bug in PoseMill, please report it with run.json"
             )
-        self._finish(manifest, report)
+        self._finish(manifest, report, lock)
         return report
 
     def _work(self, work: Work, expected: int, report: Report, lock: Lock) -> None:
@@ -185,8 +185,9 @@ class Run:
         told |= untold
         return [ref for ref in wave if ref.shard not in told]
 
-    def _finish(self, manifest: Manifest, report: Report) -> None:
+    def _finish(self, manifest: Manifest, report: Report, lock: Lock) -> None:
         """Note the run; if the whole table is complete (not only a partition), say so."""
+        whole = self.settings.part_of[1] == 1
         counts = {"counts": _counts(report.total)}
         run = {
             "input": list(self.settings.input),
@@ -195,10 +196,10 @@ class Run:
             "now": _counts(report.now),
             "stage_seconds": {k: round(v, 2) for k, v in report.now.seconds.items()},
         }
-        self.run_file.write(self._description() | counts, run)
-        if not self._is_complete(manifest) or (
-            not report.now.shards and self.output.read(SUCCESS) is not None
-        ):
+        self.run_file.finish(self._description() | (counts if whole else {}), run)
+        lock.check()
+        is_marked = self.output.read(SUCCESS) is not None
+        if (is_marked and not report.now.shards) or not self._is_complete(manifest):
             return
         document = {
             "fingerprint": self.fingerprint,
@@ -207,16 +208,22 @@ class Run:
             "units": manifest.next_unit - manifest.retired_units(self.output).num_rows,
             "finished": now(),
         }
-        if self.settings.part_of[1] == 1:
+        if whole:
             document |= counts
         mark_success(self.output, document)
+        if Manifest.load(self.output) != manifest:
+            unmark_success(self.output)
 
     def _is_complete(self, manifest: Manifest) -> bool:
-        """Whether the other partitions have done theirs, too."""
+        """Whether the other partitions have done theirs, too, and have planned nothing since."""
+        if Manifest.load(self.output) != manifest:
+            return False
         if len(done_shards(self.output, range(manifest.next_shard))) < manifest.next_shard:
             return False
-        affected = (ref for ref in manifest.shards(self.output) if ref.retired)
-        return not any(holds_retired(self.output, ref) for ref in affected)
+        if self.settings.part_of[1] == 1:
+            # All that there was to amend has been.
+            return True
+        return not stale_shards(self.output, manifest.shards(self.output))
 
     def _description(self) -> dict[str, Any]:
         """What stands in the run file from the start."""
@@ -250,7 +257,7 @@ class Run:
             "model": {"name": self.weights.info.name, "weights_sha256": self.weights.sha256},
             "people": self.who.metadata(),
             "fingerprint": self.fingerprint,
-            "tool": f"posemill {tool_version()}",
+            "tool": f"posemill {__version__}",
         }
         return ExecutorInputs(
             settings=s,
@@ -284,8 +291,3 @@ def _endpoint_of_environment() -> str | None:
 def _counts(summary: Summary) -> dict[str, Any]:
     names = ("units", "frames", "people", "rows", "failed_units")
     return {name: getattr(summary, name) for name in names} | {"failed": dict(summary.failed)}
-
-
-def tool_version() -> str:
-    """Version of the code, installed or not."""
-    return __version__

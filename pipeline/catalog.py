@@ -7,9 +7,12 @@ What stays in memory is a byte per input.
 
 from __future__ import annotations
 
+import glob
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.errors import PosemillError
 from pipeline.inputs import Input
 from pipeline.listing import THREADS
 from pipeline.manifest import Manifest
@@ -66,6 +70,7 @@ class Catalog:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="posemill-plan-")
         self.folder = Path(self._folder.name)
+        self._stop = threading.Event()
         self.sizes = np.zeros(0, np.int64)
         self.known = self.changed_count = 0
         self.vanished = Vanished()
@@ -98,14 +103,21 @@ class Catalog:
                 try:
                     sizes = [job.result() for job in jobs]
                 except BaseException:
+                    self._stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
         self.sizes = np.array(sizes, np.int64)
 
     def compare(self, manifest: Manifest, output: Output, roots: Sequence[str]) -> None:
         """Find what is new, changed and gone; `roots` are the folders that were listed whole."""
+        with _space():
+            self._compare(manifest, output, roots)
+
+    def _compare(self, manifest: Manifest, output: Output, roots: Sequence[str]) -> None:
         total = int(self.sizes.sum())
-        listed = f"read_parquet('{self.folder}/listed-*.parquet')"
+        # The folder's name may hold what means something in a pattern or in SQL.
+        folder = glob.escape(str(self.folder)).replace("'", "''")
+        listed = f"read_parquet('{folder}/listed-*.parquet')"
         first = self._flags(f"SELECT min(part << 40 | row) FROM {listed} GROUP BY uri", total)
         if not manifest.files:
             self._is_new, self._is_changed = first, np.zeros(total, np.bool_)
@@ -113,7 +125,7 @@ class Catalog:
             self.vanished = Vanished()
             return
         self._spool_manifest(manifest, output)
-        planned = f"read_parquet('{self.folder}/planned.parquet')"
+        planned = f"read_parquet('{folder}/planned.parquet')"
         joined = f"FROM {listed} l JOIN {planned} p USING (uri)"
         known = self._flags(f"SELECT part << 40 | row {joined}", total)
         changed = self._flags(f"SELECT part << 40 | row {joined} WHERE {_CHANGED}", total)
@@ -132,7 +144,8 @@ class Catalog:
 
     def units_of_changed(self, manifest: Manifest, output: Output) -> Iterator[pa.RecordBatch]:
         """`unit_id` and `shard` of what was planned for changed inputs and counts still."""
-        uris = pa.table({"uri": [item.uri for item in self.changed()]})
+        fields = pa.schema([schema.MANIFEST.field("uri")])
+        uris = pa.RecordBatchReader.from_batches(fields, self._rows(self._is_changed, ["uri"]))
         units = manifest.units(output, ["uri", "unit_id", "shard"])
         retired = manifest.retired_units(output)
         cursor = self._duckdb.cursor()
@@ -148,7 +161,7 @@ class Catalog:
         """Write a part's inputs; how many they are."""
         count = 0
         with pq.ParquetWriter(self.folder / f"listed-{part:06d}.parquet", _LISTED) as writer:
-            while batch := list(islice(inputs, _ROWS)):
+            while not self._stop.is_set() and (batch := list(islice(inputs, _ROWS))):
                 columns: dict[str, Any] = {
                     name: [getattr(item, name) for item in batch]
                     for name in (*_INPUT_COLUMNS, "bad_name")
@@ -162,20 +175,21 @@ class Catalog:
         return count
 
     def _spool_manifest(self, manifest: Manifest, output: Output) -> None:
-        """One row per planned input, that of its first unit, less what is retired."""
-        retired = manifest.retired_units(output)["unit_id"]
+        """One row per planned input, that of its first unit that counts."""
+        retired = np.sort(np.asarray(manifest.retired_units(output)["unit_id"], np.int64))
         last = None
         fields = pa.schema([schema.MANIFEST.field(name) for name in _STATE])
         with pq.ParquetWriter(self.folder / "planned.parquet", fields) as writer:
             for batch in manifest.units(output, list(_STATE)):
-                uris = batch["uri"]
+                live = batch.filter(pa.array(~_are_in(retired, np.asarray(batch["unit_id"]))))
+                if not live.num_rows:
+                    continue
+                uris = live["uri"]
                 # The units of one input follow each other.
                 before = pa.concat_arrays([pa.array([last], pa.string()), uris[:-1]])
-                keep = pc.fill_null(pc.not_equal(uris, before), True)
                 last = uris[-1].as_py()
-                if len(retired):
-                    keep = pc.and_(keep, pc.invert(pc.is_in(batch["unit_id"], retired)))
-                writer.write_batch(batch.filter(keep).cast(fields))
+                keep = pc.fill_null(pc.not_equal(uris, before), True)
+                writer.write_batch(live.filter(keep).cast(fields))
 
     def _flags(self, query: str, total: int) -> NDArray[np.bool_]:
         """Marks the positions that a query names as `part << 40 | row`."""
@@ -199,6 +213,13 @@ class Catalog:
         return Vanished(*row)
 
     def _inputs(self, wanted: NDArray[np.bool_]) -> Iterator[Input]:
+        for batch in self._rows(wanted, [*_INPUT_COLUMNS, "bad_name"]):
+            columns = [column.to_pylist() for column in batch.columns]
+            for uri, kind, bytes_, etag, mtime, boxes, bad_name in zip(*columns, strict=True):
+                yield Input(uri, kind, bytes_, etag, mtime, boxes_from_rows(boxes), bad_name)
+
+    def _rows(self, wanted: NDArray[np.bool_], columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of the inputs at the positions that are marked, in their order."""
         start = 0
         for part, size in enumerate(self.sizes):
             flags, start = wanted[start : start + size], start + int(size)
@@ -206,12 +227,30 @@ class Catalog:
                 continue
             row = 0
             file = pq.ParquetFile(self.folder / f"listed-{part:06d}.parquet")
-            for batch in file.iter_batches(_ROWS, columns=[*_INPUT_COLUMNS, "bad_name"]):
-                chosen = batch.filter(pa.array(flags[row : row + batch.num_rows]))
+            for batch in file.iter_batches(_ROWS, columns=columns):
+                yield batch.filter(pa.array(flags[row : row + batch.num_rows])).select(columns)
                 row += batch.num_rows
-                columns = [chosen[name].to_pylist() for name in chosen.schema.names]
-                for uri, kind, bytes_, etag, mtime, boxes, bad_name in zip(*columns, strict=True):
-                    yield Input(uri, kind, bytes_, etag, mtime, boxes_from_rows(boxes), bad_name)
+
+
+def _are_in(ids: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which values are among the sorted ids."""
+    if not len(ids):
+        return np.zeros(len(values), np.bool_)
+    places = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
+    found: NDArray[np.bool_] = ids[places] == values
+    return found
+
+
+@contextmanager
+def _space() -> Iterator[None]:
+    """What goes wrong in the temporary folder is told as such."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise PosemillError(
+            f"comparing the inputs with the plan failed: {str(error).splitlines()[0]}; it needs "
+            f"some 200 bytes per input in {tempfile.gettempdir()} (TMPDIR)"
+        ) from error
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:

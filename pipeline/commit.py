@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,7 +27,10 @@ SUCCESS = "_SUCCESS"
 _SHARDS_PER_FOLDER = 10_000
 SUMMARY_KEY = b"posemill.summary"
 _PART = re.compile(r"/part-(\d{9})\.parquet$")
-_READERS = 16
+READERS = 16
+"""Parts that are read side by side."""
+_AT_ONCE = 1024
+_AMENDMENTS = 5
 
 
 def part_name(shard: int) -> str:
@@ -51,7 +55,8 @@ def amend_part(
 
     Whole, and only over the very part that was read.
     """
-    while True:
+    for attempt in range(_AMENDMENTS):
+        time.sleep(0.1 * (2**attempt - 1))
         found = output.read_version(part_name(shard))
         if found is None:
             raise PosemillError(f"{output.uri}/{part_name(shard)} is gone; run the same again")
@@ -59,6 +64,9 @@ def amend_part(
         table, summary = change(pq.read_table(io.BytesIO(data)))
         if output.replace_if(part_name(shard), _part(table, metadata, summary), version):
             return summary
+    raise PosemillError(
+        f"{output.uri}/{part_name(shard)} changed {_AMENDMENTS} times as it was to be replaced"
+    )
 
 
 def read_part(output: Output, shard: int, columns: list[str] | None = None) -> pa.Table:
@@ -71,7 +79,7 @@ def done_shards(output: Output, among: Iterable[int]) -> set[int]:
     """Which of the shards have a part; only their folders are listed, many at a time."""
     among = set(among)
     folders = sorted({os.path.dirname(part_name(shard)) for shard in among})
-    with ThreadPoolExecutor(_READERS) as threads:
+    with ThreadPoolExecutor(READERS) as threads:
         listings = threads.map(output.list, folders)
         names = [
             f"{f}/{name}" for f, found in zip(folders, listings, strict=True) for name in found
@@ -86,14 +94,26 @@ def shard_of(name: str) -> int | None:
 
 
 def part_summaries(output: Output, shards: Iterable[int]) -> Iterator[str]:
-    """The summary of each part, from its footer, in the order of the shards."""
+    """The summary of each part, from its footer, in the order of the shards.
+
+    Raises PosemillError naming a part that is damaged.
+    """
 
     def read(shard: int) -> str:
-        with output.fs.open(output.path(part_name(shard)), "rb") as file:
-            return str(pq.read_schema(file).metadata[SUMMARY_KEY].decode())
+        try:
+            with output.fs.open(output.path(part_name(shard)), "rb") as file:
+                return str(pq.read_schema(file).metadata[SUMMARY_KEY].decode())
+        except (pa.ArrowInvalid, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise PosemillError(
+                f"{output.uri}/{part_name(shard)} is damaged ({error}); remove it, and run the "
+                "same annotate command again to make it anew"
+            ) from error
 
-    with ThreadPoolExecutor(_READERS) as threads:
-        yield from threads.map(read, sorted(shards))
+    ordered = sorted(shards)
+    with ThreadPoolExecutor(READERS) as threads:
+        # In pieces, as `map` submits all that it gets at once.
+        for start in range(0, len(ordered), _AT_ONCE):
+            yield from threads.map(read, ordered[start : start + _AT_ONCE])
 
 
 def _part(table: pa.Table, metadata: dict[bytes, bytes], summary: str) -> bytes:

@@ -48,7 +48,10 @@ from pipeline.stall import Board, Note, Watchdog
 from pipeline.storage import Output
 from pipeline.units import Unit
 
+log = logging.getLogger("posemill")
+
 _TASK_RETRIES = 2
+_BOARD_S = 5.0
 _AT_START = "raised in its creation task"
 
 
@@ -81,7 +84,10 @@ class Executor:
         _configure_ray_data()
         num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
-        self.board: Any = ray.remote(num_cpus=0)(Board).remote()
+        # On this node: it should not go with one that is preempted.
+        here = {cluster.NODE_LABEL: ray.get_runtime_context().get_node_id()}
+        board = ray.remote(num_cpus=0, max_restarts=-1, label_selector=here)(Board)
+        self.board: Any = board.remote()
         self.decoder = ray.put(self.inputs.decoder)
         self.estimator = ray.put(replace(self.inputs.estimator, device=self.layout.device))
 
@@ -124,7 +130,11 @@ class Executor:
             self.reporter.say(f"Ray gave up on a graph: {_last_line(error)}")
 
     def _notes(self) -> list[Note]:
-        notes: list[Note] = ray.get(self.board.notes.remote())
+        try:
+            notes: list[Note] = ray.get(self.board.notes.remote(), timeout=_BOARD_S)
+        except RayError as error:
+            log.warning("the board does not answer: %s", _last_line(error))
+            return []
         return notes
 
     def _outcomes(self, graph: ray.data.Dataset, watchdog: Watchdog) -> Iterator[Outcome]:

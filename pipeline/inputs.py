@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.listing import FileInfo, describe, parts_of
+from pipeline.listing import FileInfo, describe, look, parts_of
 from pipeline.lists import LIST_SUFFIXES, Boxes, read_list
 from pipeline.storage import (
     STORAGE_ERRORS,
@@ -138,7 +138,8 @@ class _Source:
         files = [key for key in sorted(found) if found[key]["type"] != "directory"]
         if not files:
             raise UsageError(f"no file matches {self.name!r}")
-        return self._known(lambda: (describe(found[key], self.protocol) for key in files))
+        entries = map(look, files) if self.protocol == "file" else (found[key] for key in files)
+        return self._known(lambda: (describe(entry, self.protocol) for entry in entries))
 
     def _listed(self) -> Iterator[Input]:
         for uri, boxes in read_list(self.name, self.options):

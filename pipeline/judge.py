@@ -24,8 +24,10 @@ class Judge:
 
     def add(self, outcome: Outcome) -> None:
         """Count a shard; raises PosemillError."""
-        # What is done again had failed before: that most of it fails once more is no news.
-        if outcome.committed and not outcome.amended:
+        if outcome.amended:
+            # What is done again had failed before: that most of it fails once more is no news.
+            return
+        if outcome.committed:
             self._run.add(outcome.summary)
             self._judge(self._run.units, self._run.failed_units, self._run.failed)
         self._latest.append(outcome.summary)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from pipeline.storage import (
@@ -24,6 +24,8 @@ from pipeline.storage import (
 THREADS = 16
 _PARTS = 64
 """So many parts are looked for."""
+_MOST_PARTS = 256
+"""More are put together: each makes a file."""
 _LEVELS = 4
 """In so many levels of folders."""
 _WIDE = 1000
@@ -80,7 +82,11 @@ def parts_of(uri: str, options: StorageOptions) -> list[Part]:
             together.append([piece])
         else:
             together[-1].append(piece)
-    return [partial(_part, tree, some, protocol) for some in together]
+    each = -(-len(together) // _MOST_PARTS)
+    return [
+        partial(_part, tree, list(chain(*together[i : i + each])), protocol)
+        for i in range(0, len(together), each or 1)
+    ]
 
 
 def describe(entry: Entry, protocol: str) -> FileInfo:
@@ -209,20 +215,24 @@ class _LocalFolders(_Folders):
 
     def _inner(self, folder: _Folder) -> Iterator[_Folder | Entry]:
         above = (*folder.above, os.path.realpath(folder.path))
-        with os.scandir(folder.path) as found:
-            names = {f"{e.name}/" if e.is_dir() else e.name: e.is_symlink() for e in found}
+        try:
+            with os.scandir(folder.path) as found:
+                names = {f"{e.name}/" if e.is_dir() else e.name: e.is_symlink() for e in found}
+        except FileNotFoundError:
+            # It is gone since the folder above was listed.
+            return
         for name, is_link in sorted(names.items()):
             path = os.path.join(folder.path, name.rstrip("/"))
             if _is_hidden(name):
                 continue
             if not name.endswith("/"):
-                yield _look(path)
+                yield look(path)
             # A link to a folder on the way here is a loop.
             elif not (is_link and os.path.realpath(path) in above):
                 yield _Folder(path, above)
 
 
-def _look(path: str) -> Entry:
+def look(path: str) -> Entry:
     """A local file as an entry; one that is gone, or a link to nowhere, gets its row, too."""
     try:
         found = os.stat(path)

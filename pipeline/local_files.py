@@ -16,6 +16,11 @@ TEMPORARY = ".posemill-"
 """How the names of local files begin that are not whole yet."""
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a name is of a file that is not whole yet, or never will be."""
+    return name.rpartition("/")[2].startswith(TEMPORARY)
+
+
 def put(path: str, data: bytes, replace: bool = False) -> bool:
     """Write beside the target, flush, publish under its name; False if the name is taken.
 
@@ -29,11 +34,10 @@ def put(path: str, data: bytes, replace: bool = False) -> bool:
     try:
         nameless = _open_nameless(folder)
         named = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        handle = os.open(temporary, named) if nameless is None else nameless
+        handle = os.open(temporary, named, 0o666) if nameless is None else nameless
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(handle, 0o644)
             os.fsync(handle)
             # Only with a folder given does Python have a link in /proc followed to the open file.
             link = partial(os.link, src_dir_fd=folder)
@@ -59,7 +63,7 @@ def _open_nameless(folder: int) -> int | None:
     if sys.platform != "linux":
         return None
     try:
-        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder)
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             return None

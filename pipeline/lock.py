@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import LockedError, PosemillError
+from pipeline.local_files import is_temporary
 from pipeline.storage import Output
 
 _HEARTBEAT_S = 30.0
 _STALE_S = 180.0
 _POLL_S = 10.0
 _SETTLE_S = 1.0
-_FOLDER = "_locks"
+FOLDER = "_locks"
 _HOLDER = ("run", "host", "user", "boot", "pid", "process_start", "started")
 _UNKNOWN = dict.fromkeys(_HOLDER, "unknown")
 
@@ -51,7 +52,7 @@ class Lock:
     ) -> None:
         self.output = output
         self.count = f"-of-{partition[1]}"
-        self.name = f"{_FOLDER}/{partition[0] + 1}{self.count}"
+        self.name = f"{FOLDER}/{partition[0] + 1}{self.count}"
         self.on_wait = on_wait
         self.heartbeat_s, self.stale_s, self.poll_s = heartbeat_s, stale_s, poll_s
         self.me = {
@@ -76,9 +77,9 @@ class Lock:
             self._cleared = True
         try:
             # Of two that start at the same time, each may see the other, and both stop.
-            for name in self.output.list(_FOLDER):
+            for name in self.output.list(FOLDER):
                 if not name.endswith(self.count):
-                    self._clear_stale(f"{_FOLDER}/{name}")
+                    self._clear_stale(f"{FOLDER}/{name}")
         except BaseException:
             self.output.remove(self.name)
             raise
@@ -170,10 +171,23 @@ class Lock:
         )
 
 
-def documents(output: Output) -> list[dict[str, Any]]:
-    """What the locks of an output say of their holders."""
-    found = (output.read(f"{_FOLDER}/{name}") for name in output.list(_FOLDER))
-    return [_parse(data) for data in found if data is not None]
+def holders(output: Output) -> list[dict[str, Any]]:
+    """What the locks of an output say of those who hold them; `alive` says whether they may be.
+
+    On this boot of this machine a process is asked for, elsewhere the age of the heartbeat.
+    """
+    found = []
+    for name, beaten in output.times(FOLDER).items():
+        data = output.read(f"{FOLDER}/{name}")
+        if data is None or is_temporary(name):
+            continue
+        holder = _parse(data)
+        if holder["boot"] == _boot_id() and holder["process_start"]:
+            alive = _process_start(holder["pid"]) == holder["process_start"]
+        else:
+            alive = (datetime.now(UTC) - beaten).total_seconds() < _STALE_S
+        found.append({**holder, "alive": alive})
+    return found
 
 
 def _user() -> str:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -150,16 +151,16 @@ class Manifest:
 
     def shards(self, output: Output) -> Iterator[ShardRef]:
         """All shards in order."""
-        table = self.retired_units(output)
-        retired: dict[int, list[int]] = {}
-        for unit, shard in zip(*(column.to_pylist() for column in table), strict=True):
-            retired.setdefault(shard, []).append(unit)
+        order = [("shard", "ascending"), ("unit_id", "ascending")]
+        table = self.retired_units(output).sort_by(order)
+        retired, of_shard = (np.asarray(table[name], np.int64) for name in ("unit_id", "shard"))
         shard = 0
         for name in self.files:
             with _opened(output, name) as file:
                 units = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             for group, count in enumerate(units):
-                gone = tuple(retired.get(shard, ()))
+                first, last = np.searchsorted(of_shard, [shard, shard + 1])
+                gone = tuple(retired[first:last].tolist())
                 yield ShardRef(shard, name, group, count - len(gone), gone)
                 shard += 1
 

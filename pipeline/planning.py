@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 from pipeline.catalog import Catalog, Part
@@ -74,7 +73,7 @@ class Planner:
         def selected() -> Iterator[Input]:
             return (item for item in part() if chosen.wants(item.uri))
 
-        return selected if self._is_choosy() else partial(part)
+        return selected if self._is_choosy() else part
 
     def _is_choosy(self) -> bool:
         """Whether less is listed than there is, so that nothing can be said to be gone."""

@@ -75,6 +75,7 @@ class Summary:
     def of(cls, table: pa.Table) -> Summary:
         """Counts of the annotation rows of one shard."""
         failed = table.filter(pc.equal(table["status"], "failed"))
+        codes = failed.group_by(["unit_id", "error_code"]).aggregate([])
         units = pc.count_distinct(table["unit_id"]).as_py()
         people = table["person_index"]
         first = pc.fill_null(people, 0)
@@ -85,7 +86,7 @@ class Summary:
             rows=table.num_rows,
             people=len(people) - people.null_count,
             failed_units=pc.count_distinct(failed["unit_id"]).as_py(),
-            failed=Counter(failed["error_code"].to_pylist()),
+            failed=Counter(codes["error_code"].to_pylist()),
         )
 
 
@@ -96,7 +97,7 @@ class Prepare:
         self, config: DecoderConfig, output: Output, decoders: int, pulse: Pulse | None = None
     ) -> None:
         self.config = config
-        self.pulse = pulse or Pulse("prepare", lambda key, note: None)
+        self.pulse = pulse or Pulse("prepare")
         self.output = output
         self.pool = [Decoder(config) for _ in range(decoders)]
         self.free: SimpleQueue[Decoder] = SimpleQueue()
@@ -278,13 +279,28 @@ def commit(
 
 
 def _amended(rows: pa.Table, ref: ShardRef, new: pa.Table) -> tuple[pa.Table, str]:
-    """A part's rows with those of units that were done again, without those of retired ones."""
-    gone = pa.array([*ref.retired, *pc.unique(new["unit_id"]).to_pylist()], pa.int64())
+    """A part's rows with those of units that were done again, without those of retired ones.
+
+    A video whose frames were read in part keeps them if the new attempt read fewer.
+    """
+    had, has = _frames_by_unit(rows), _frames_by_unit(new)
+    worse = [unit for unit in has if has[unit] < had.get(unit, 0)]
+    better = new.filter(pc.invert(pc.is_in(new["unit_id"], pa.array(worse, pa.int64()))))
+    gone = pa.array([*ref.retired, *(unit for unit in has if unit not in worse)], pa.int64())
     kept = rows.filter(pc.invert(pc.is_in(rows["unit_id"], gone))).cast(new.schema)
-    table = pa.concat_tables([kept, new])
+    table = pa.concat_tables([kept, better])
     # Stable: the rows of a unit stay in their order.
     table = table.take(pc.sort_indices(table["unit_id"]))
     return table, Summary.of(table).to_json()
+
+
+def _frames_by_unit(rows: pa.Table) -> dict[int, int]:
+    """How many frames of each unit were decoded."""
+    first = pc.equal(pc.fill_null(rows["person_index"], 0), 0)
+    decoded = pc.and_(first, pc.not_equal(rows["status"], "failed"))
+    counts = pa.table({"unit": rows["unit_id"], "frames": decoded.cast(pa.int64())})
+    table = counts.group_by("unit").aggregate([("frames", "sum")])
+    return dict(zip(table["unit"].to_pylist(), table["frames_sum"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 _LOOK_EVERY_S = 5.0
+_LAST_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,22 @@ class Board:
 
 
 class Pulse:
-    """What one actor is at. `pin` gets a note of what has taken long, and None when it is over."""
+    """What one actor is at. `pin`, if there is one, gets a note of what has taken long, and None
+    when it is over."""
 
     def __init__(
         self,
         stage: str,
-        pin: Callable[[str, Note | None], object],
+        pin: Callable[[str, Note | None], object] | None = None,
         look_every_s: float = _LOOK_EVERY_S,
     ) -> None:
         self.stage = stage
-        self._pin = pin
         self._key = uuid.uuid4().hex
         self._started: dict[object, tuple[str, float]] = {}
         self._is_pinned = False
         self._every = look_every_s
-        threading.Thread(target=self._look, name="pulse", daemon=True).start()
+        if pin is not None:
+            threading.Thread(target=self._look, args=(pin,), name="pulse", daemon=True).start()
 
     @classmethod
     def on(cls, stage: str, board: Any) -> Self:
@@ -80,7 +82,7 @@ class Pulse:
         finally:
             del self._started[key]
 
-    def _look(self) -> None:
+    def _look(self, pin: Callable[[str, Note | None], object]) -> None:
         stop = threading.Event()
         while not stop.wait(self._every):
             now = time.monotonic()
@@ -89,7 +91,7 @@ class Pulse:
             what, since = min(started, key=lambda item: item[1], default=("", now))
             takes_long = now - since >= self._every
             if takes_long or self._is_pinned:
-                self._pin(self._key, Note(self.stage, what, now - since) if takes_long else None)
+                pin(self._key, Note(self.stage, what, now - since) if takes_long else None)
             self._is_pinned = takes_long
 
 
@@ -118,7 +120,8 @@ class Watchdog:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        # Whoever is asked for notes at this moment may be gone for good.
+        self._thread.join(_LAST_LOOK_S)
 
     def moved(self) -> None:
         """A shard came through."""

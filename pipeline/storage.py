@@ -18,16 +18,18 @@ from typing import Any
 import fsspec
 import fsspec.asyn
 import pyarrow.fs
+from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from fsspec.core import strip_protocol
 
 from pipeline.errors import PosemillError, RefusedError, UsageError
-from pipeline.local_files import folder_lock, put, version_of
+from pipeline.local_files import folder_lock, is_temporary, put, version_of
 
-STORAGE_ERRORS = (OSError, BotoCoreError)
+STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)
 """What local disks and S3 raise when they cannot be reached, or refuse."""
 
 _CREATE_ATTEMPTS = 5
+_READ_ATTEMPTS = 5
 _CONFLICTS = ("ConditionalRequestConflict", "409")
 
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
@@ -239,12 +241,22 @@ class Output:
         with self._refusals("read", name), contextlib.suppress(FileNotFoundError):
             path = self.path(name)
             if self.protocol == "s3":
-                bucket, key, _ = self.fs.split_path(path)
-                answer = self.fs.call_s3("get_object", Bucket=bucket, Key=key)
-                return fsspec.asyn.sync(self.fs.loop, answer["Body"].read), answer["ETag"]
+                return self._read_object(path)
             with open(path, "rb") as file:
                 return file.read(), version_of(file.fileno())
         return None
+
+    def _read_object(self, path: str) -> tuple[bytes, str]:
+        bucket, key, _ = self.fs.split_path(path)
+        for attempt in range(_READ_ATTEMPTS):
+            answer = self.fs.call_s3("get_object", Bucket=bucket, Key=key)
+            try:
+                return fsspec.asyn.sync(self.fs.loop, answer["Body"].read), answer["ETag"]
+            except ClientError as error:
+                # The body broke off, which nobody below tries again.
+                last = error
+            time.sleep(0.1 * 2**attempt)
+        raise OSError(f"broke off {_READ_ATTEMPTS} times, last with: {last!r}") from last
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None if there is none."""
@@ -259,28 +271,43 @@ class Output:
         with self._refusals("remove", name), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
-    def list(self, folder: str, deep: bool = True) -> Sequence[str]:
-        """Names, relative to `folder`, of all files under it, or right in it, sorted."""
-        return [name for name, _ in self._entries(folder, deep)]
+    def list(self, folder: str) -> Sequence[str]:
+        """Names, relative to `folder`, of all files under it that are whole, sorted."""
+        return [name for name, _ in self._entries(folder) if not is_temporary(name)]
 
-    def times(self, folder: str) -> Sequence[tuple[str, datetime]]:
+    def temporaries(self) -> Sequence[str]:
+        """Names of all files that a killed process was writing: only a disk has such."""
+        if self.protocol == "s3":
+            return []
+        with self._refusals("list", ""):
+            names = (str(name)[len(self.root) + 1 :] for name in self.fs.find(self.root))
+            return sorted(filter(is_temporary, names))
+
+    def times(self, folder: str) -> dict[str, datetime]:
         """As `list`, with the time when each file was written."""
-        found = []
-        for name, entry in self._entries(folder, deep=True):
+        found = {}
+        for name, entry in self._entries(folder):
             moment = entry.get("LastModified") or entry["mtime"]
             is_number = isinstance(moment, int | float)
-            found.append((name, datetime.fromtimestamp(moment, UTC) if is_number else moment))
+            found[name] = datetime.fromtimestamp(moment, UTC) if is_number else moment
         return found
 
-    def _entries(self, folder: str, deep: bool) -> Sequence[tuple[str, dict[str, Any]]]:
-        root = self.path(folder) if folder else self.root
+    def is_empty(self) -> bool:
+        """Whether there is nothing at all in it."""
+        with self._refusals("list", ""):
+            if self.protocol == "s3":
+                return next(list_bucket(self.fs, self.root), None) is None
+            return not os.path.isdir(self.root) or not os.listdir(self.root)
+
+    def _entries(self, folder: str) -> Sequence[tuple[str, dict[str, Any]]]:
+        root = self.path(folder)
         with self._refusals("list", folder):
             if self.protocol == "s3":
                 listed = [*list_bucket(self.fs, root)]
             else:
                 listed = [*self.fs.find(root, detail=True).values()]
         found = [(str(entry["name"])[len(root) + 1 :], entry) for entry in listed]
-        return sorted((e for e in found if deep or "/" not in e[0]), key=lambda e: e[0])
+        return sorted(found, key=lambda e: e[0])
 
     @contextlib.contextmanager
     def _refusals(self, verb: str, name: str) -> Iterator[None]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 import pyarrow.compute as pc
 
-from pipeline.commit import done_shards, part_summaries, read_part
+from pipeline.commit import READERS, done_shards, part_summaries, read_part
 from pipeline.manifest import ShardRef
 from pipeline.stages import Summary
 from pipeline.storage import Output
 
-_READERS = 16
 _SUMMARIES = 256
 
 
@@ -37,7 +36,7 @@ def find_work(output: Output, planned: Sequence[ShardRef], redo: tuple[str, ...]
     done = done_shards(output, (ref.shard for ref in planned))
     there = [ref for ref in planned if ref.shard in done]
     failures = _failures(output, there, redo) if redo is not None else {}
-    stale = _stale(output, there)
+    stale = stale_shards(output, there)
     amended = [
         replace(ref, amend=True, redo=redo)
         for ref in there
@@ -49,16 +48,16 @@ def find_work(output: Output, planned: Sequence[ShardRef], redo: tuple[str, ...]
     return Work(amended + fresh, pending, sorted(untouched))
 
 
-def holds_retired(output: Output, ref: ShardRef) -> bool:
-    """Whether a part has rows of units that count no more."""
-    units = read_part(output, ref.shard, ["unit_id"])["unit_id"]
-    return bool(set(ref.retired) & set(pc.unique(units).to_pylist()))
+def stale_shards(output: Output, refs: Iterable[ShardRef]) -> set[int]:
+    """Which of the shards have a part with rows of units that count no more."""
 
+    def is_stale(ref: ShardRef) -> bool:
+        units = read_part(output, ref.shard, ["unit_id"])["unit_id"]
+        return bool(set(ref.retired) & set(pc.unique(units).to_pylist()))
 
-def _stale(output: Output, there: Sequence[ShardRef]) -> set[int]:
-    affected = [ref for ref in there if ref.retired]
-    with ThreadPoolExecutor(_READERS) as threads:
-        found = threads.map(lambda ref: holds_retired(output, ref), affected)
+    affected = [ref for ref in refs if ref.retired]
+    with ThreadPoolExecutor(READERS) as threads:
+        found = threads.map(is_stale, affected)
         return {ref.shard for ref, stale in zip(affected, found, strict=True) if stale}
 
 

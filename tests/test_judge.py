@@ -72,3 +72,10 @@ def test_credentials_that_expire_late_stop_a_run() -> None:
 def test_shards_out_of_reach_are_not_committed(summary: Summary, expected: bool) -> None:
     """They stay to do, so that the same command does them once the storage answers."""
     assert out_of_reach(summary) is expected
+
+
+def test_failures_that_fail_again_do_not_stop_a_run() -> None:
+    """`--retry-failed` of a thousand forbidden objects ends, and says so."""
+    judge = Judge(0.5)
+    for _ in range(10):
+        judge.add(Outcome(0, shard(100, 100, "forbidden"), True, amended=True))

@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +16,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pipeline.commit import FOLDER, SUCCESS, done_shards, mark_success, part_name
+from pipeline.commit import FOLDER, SUCCESS, SUMMARY_KEY, done_shards, mark_success, part_name
 from pipeline.errors import PosemillError, UsageError
 from pipeline.runfile import NAME as RUN_FILE
-from pipeline.runfile import now
+from pipeline.runfile import now, read_run_file
 from pipeline.storage import Output, StorageOptions
 from pipeline.upkeep.settings import CompactSettings
 
@@ -37,7 +38,7 @@ def compact(settings: CompactSettings, on_progress: Callable[[int, int], None]) 
     if success is None:
         raise UsageError(f"{source.uri} is not finished; run posemill annotate to its end first")
     target = Output(settings.to, StorageOptions(settings.s3_endpoint))
-    if target.list("", deep=False):
+    if not target.is_empty():
         raise UsageError(f"{target.uri} is not empty; give another --to")
     done = done_shards(source, range(plan.next_shard))
     parts = [source.path(part_name(shard)) for shard in sorted(done)]
@@ -49,19 +50,29 @@ def compact(settings: CompactSettings, on_progress: Callable[[int, int], None]) 
         sorter = duckdb.connect(
             config={"memory_limit": f"{settings.memory}MB", "temp_directory": folder}
         )
-        for values in _partitions(table, settings.partition_by):
-            for file, rows in _files(sorter, table, values, settings.rows_per_file):
-                target.replace(file, _encode(rows))
-                written += rows.num_rows
-                on_progress(written, total)
-        sorter.close()
-    if written != total:
+        with sorter, _space(folder):
+            for values in _partitions(table, settings.partition_by):
+                for file, rows in _files(sorter, table, values, settings.rows_per_file):
+                    target.replace(file, _encode(rows))
+                    written += rows.num_rows
+                    on_progress(written, total)
+    if written != total or source.read(SUCCESS) != success:
         raise PosemillError(
-            f"{written} of {total} rows were copied: somebody changed {source.uri} meanwhile; "
-            f"remove {target.uri} and run the same again"
+            f"somebody changed {source.uri} meanwhile; remove {target.uri} and run the same again"
         )
     mark_success(target, {**json.loads(success), "rows": written, "compacted": now()})
     return written
+
+
+@contextmanager
+def _space(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise PosemillError(
+            f"sorting failed: {str(error).splitlines()[0]}; give more --memory, or room in "
+            f"{folder} (TMPDIR)"
+        ) from error
 
 
 def _partitions(table: ds.Dataset, columns: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -105,7 +116,8 @@ def _files(
 
 def _typed(batches: list[pa.RecordBatch], table: ds.Dataset, values: dict[str, Any]) -> pa.Table:
     """Rows in the schema of the parts, with their metadata."""
-    rows = pa.Table.from_batches(batches).cast(table.schema)
+    about = {k: v for k, v in table.schema.metadata.items() if k != SUMMARY_KEY}
+    rows = pa.Table.from_batches(batches).cast(table.schema.with_metadata(about))
     return rows.drop_columns(list(values)) if values else rows
 
 
@@ -121,4 +133,4 @@ def _encode(rows: pa.Table) -> bytes:
 
 
 def _run_file(source: Output) -> dict[str, Any]:
-    return {**json.loads(source.read(RUN_FILE) or b"{}"), "compacted_from": source.uri}
+    return {**(read_run_file(source) or {}), "compacted_from": source.uri}

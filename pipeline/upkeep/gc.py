@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline import manifest
-from pipeline.local_files import TEMPORARY
+from pipeline.local_files import is_temporary
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest
 from pipeline.storage import Output
@@ -32,20 +32,15 @@ def gc(settings: GcSettings, on_wait: Callable[[str], None]) -> Rubbish:
     output, plan = settings.planned()
     found = Rubbish()
     with Lock(output, (0, 1), on_wait) as lock:
-        beside = [name for name in output.list("", deep=False) if _is_temporary(name)]
-        for name in [*beside, *leftovers(output, plan, set())]:
+        for name in leftovers(output, plan, set()):
             lock.check()
-            if not _is_temporary(name) and not _is_unfinished_plan(output, plan, name):
+            if not is_temporary(name) and not _is_unfinished_plan(output, plan, name):
                 found.left_alone.append(name)
                 continue
             found.removed.append(name)
             if not settings.dry_run:
                 output.remove(name)
     return found
-
-
-def _is_temporary(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(TEMPORARY)
 
 
 def _is_unfinished_plan(output: Output, plan: Manifest, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -10,6 +9,7 @@ from pydantic import Field
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.runfile import NAME as RUN_FILE
+from pipeline.runfile import read_run_file
 from pipeline.settings import Settings
 from pipeline.storage import Output, StorageOptions
 
@@ -27,10 +27,10 @@ class OutputSettings(Settings):
     def open(self) -> Output:
         """The output. Raises UsageError where there is none."""
         output = Output(self.output, StorageOptions(self.s3_endpoint))
-        data = output.read(RUN_FILE)
-        if data is None:
+        document = read_run_file(output)
+        if document is None:
             raise UsageError(f"{self.output} is no output of posemill annotate: no {RUN_FILE}")
-        if origin := json.loads(data).get("compacted_from"):
+        if origin := document.get("compacted_from"):
             raise UsageError(f"{self.output} is a copy made by compact; give {origin}")
         return output
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any
 
 from pipeline import lock
 from pipeline.commit import FOLDER, SUCCESS, part_summaries, shard_of
-from pipeline.runfile import NAME as RUN_FILE
+from pipeline.runfile import read_run_file
 from pipeline.stages import Summary
 from pipeline.upkeep.settings import StatusSettings
 
@@ -43,14 +42,14 @@ def status(settings: StatusSettings) -> Status:
     units = {ref.shard: ref.units for ref in plan.shards(output)}
     written = {
         shard: moment
-        for name, moment in output.times(FOLDER)
+        for name, moment in output.times(FOLDER).items()
         if (shard := shard_of(f"{FOLDER}/{name}")) in units and shard is not None
     }
     done = Summary()
     for text in part_summaries(output, written):
         done.add(Summary.from_json(text))
-    holders = lock.documents(output)
-    document = json.loads(output.read(RUN_FILE) or b"{}")
+    holders = lock.holders(output)
+    document = read_run_file(output) or {}
     return Status(
         sum(units.values()),
         done,
@@ -65,9 +64,10 @@ def _rate(
     units: dict[int, int], written: dict[int, datetime], holders: list[dict[str, Any]]
 ) -> float:
     """Units per second that were written since the oldest run that is at work began."""
-    if not holders:
+    alive = [holder["started"] for holder in holders if holder["alive"]]
+    if not alive or "unknown" in alive:
         return 0.0
-    since = min(datetime.fromisoformat(holder["started"]) for holder in holders)
+    since = min(map(datetime.fromisoformat, alive))
     seconds = (datetime.now(UTC) - since).total_seconds()
     count = sum(units[shard] for shard, moment in written.items() if moment >= since)
     return count / seconds if seconds > 0 else 0.0

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,12 +15,12 @@ import pyarrow.compute as pc
 from pipeline import commit, manifest
 from pipeline.commit import SUCCESS, part_name, read_part, shard_of
 from pipeline.manifest import Manifest, ShardRef, open_file
-from pipeline.runfile import NAME as RUN_FILE
+from pipeline.runfile import read_run_file
 from pipeline.stages import Summary
 from pipeline.storage import Output
 from pipeline.upkeep.settings import VerifySettings
 
-_READERS = 16
+_AT_ONCE = 1024
 _KEY = ["unit_id", "frame_index", "pts", "person_index"]
 _EXAMPLES = 5
 
@@ -68,21 +69,26 @@ def verify(settings: VerifySettings, on_progress: Callable[[int, int], None]) ->
     parts = set[int]()
     for name in leftovers(output, plan, parts):
         findings.note("file that belongs to no shard or plan", 1, name)
-    fingerprint = json.loads(output.read(RUN_FILE) or b"{}").get("fingerprint")
+    fingerprint = (read_run_file(output) or {}).get("fingerprint")
 
     def check(ref: ShardRef) -> Findings:
         return _check(output, ref, ref.shard in parts, fingerprint)
 
-    with ThreadPoolExecutor(_READERS, "verify") as threads:
-        for done, found in enumerate(threads.map(check, plan.shards(output)), 1):
-            findings.add(found)
-            on_progress(done, plan.next_shard)
+    with ThreadPoolExecutor(commit.READERS, "verify") as threads:
+        done, shards = 0, plan.shards(output)
+        # In pieces, as `map` submits all that it gets at once.
+        while some := list(islice(shards, _AT_ONCE)):
+            for found in threads.map(check, some):
+                findings.add(found)
+                done += 1
+                on_progress(done, plan.next_shard)
     _check_success(output, findings)
     return findings
 
 
 def leftovers(output: Output, plan: Manifest, parts: set[int]) -> Iterator[str]:
     """Files that are neither parts of planned shards nor of the plan; `parts` gets the shards."""
+    yield from output.temporaries()
     for name in output.list(commit.FOLDER):
         shard = shard_of(f"{commit.FOLDER}/{name}")
         if shard is not None and shard < plan.next_shard:

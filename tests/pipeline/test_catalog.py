@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +142,55 @@ def test_units_of_changed_inputs_are_retired_once(store: Place) -> None:
     with compared([third], output) as catalog:
         rows = [row for b in catalog.units_of_changed(manifest, output) for row in b.to_pylist()]
         assert rows == [{"unit_id": 8, "shard": 2}]
+
+
+@pytest.mark.parametrize("names_", ["a", "ab", "abc"])
+def test_what_was_planned_anew_is_known_ever_after(store: Place, names_: str) -> None:
+    """The last input of a generation and the first of the next may be the same one."""
+    output = store.output()
+    items = [picture(c) for c in names_]
+    planned_as(output, items, units_each=2)
+    changed = replace(items[-1], size=11)
+    with compared([[*items[:-1], changed]], output) as catalog:
+        manifest = Manifest.load(output)
+        writer = ManifestWriter(output, 1)
+        first, shard = manifest.next_unit, manifest.next_shard
+        writer.add_shard([Unit(first, shard, changed.uri, "image", 11, None, THEN)])
+        writer.retire(catalog.units_of_changed(manifest, output))
+        assert writer.complete(first + 1, shard + 1)
+    with compared([[*items[:-1], changed]], output) as catalog:
+        assert (names(catalog.new()), names(catalog.changed())) == ("", "")
+        assert catalog.known == len(items)
+
+
+@pytest.mark.parametrize("folder", ["o'b", "a[b]", "50% *"])
+def test_the_temporary_folder_may_have_any_name(
+    store: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / folder).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
+    output = store.output()
+    planned_as(output, [picture("a")])
+    with compared([[picture("a"), picture("b")]], output, ["/in"]) as catalog:
+        assert names(catalog.new()) == "b"
+
+
+def test_an_interruption_ends_the_listing_at_once() -> None:
+    """The parts are listed by threads, of which each may have millions to go."""
+    begun = threading.Event()
+
+    def endless() -> Iterator[Input]:
+        for i in itertools.count():
+            begun.set()
+            yield picture(str(i))
+
+    def broken() -> Iterator[Input]:
+        begun.wait()
+        raise OSError("the wire is cut")
+        yield
+
+    with Catalog() as catalog, pytest.raises(OSError, match="the wire is cut"):
+        catalog.add([broken, endless], None, lambda _: None)
 
 
 def test_what_is_gone_is_counted_within_the_folders_that_were_listed(store: Place) -> None:

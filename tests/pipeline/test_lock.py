@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline import lock as module
 from pipeline.errors import PosemillError
 from pipeline.lock import Lock
 from pipeline.storage import Output
-from tests.pipeline.conftest import Place
+from tests.pipeline.conftest import OPTIONS, Place
 
 NAME = "_locks/1-of-1"
 
@@ -318,3 +319,11 @@ def test_a_creation_whose_answer_was_lost_holds_the_lock(
     monkeypatch.setattr(output, "create", sent_twice)
     with make(output) as lock:
         assert document(output)["run"] == lock.me["run"]
+
+
+def test_a_file_that_is_being_written_is_no_lock(tmp_path: Path) -> None:
+    """The heartbeat of a partition beside this one has another name for an instant."""
+    output = Output(f"{tmp_path}/out", OPTIONS)
+    output.replace("_locks/.posemill-abc", b"{}")
+    with make(output, partition=(1, 2)):
+        pass

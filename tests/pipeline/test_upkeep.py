@@ -57,7 +57,7 @@ def write_part(output: Output, shard: int, rows: list[dict[str, Any]], **metadat
 def make(store: Place, parts: int = 3) -> Output:
     """Shards of 4, 3 and 3 units; two people in unit 1, a failure in unit 5."""
     output = store.output()
-    RunFile(output, {"weights": "w"}).write({"fingerprint": "f"})
+    RunFile(output, {"weights": "w"}).begin({"fingerprint": "f"})
     writer = ManifestWriter(output, 0)
     shards = [range(4), range(4, 7), range(7, 10)]
     for shard, numbers in enumerate(shards):
@@ -159,11 +159,13 @@ def test_what_is_left_over_is_found_and_removed(
     """Parts and other people's files are told and left alone."""
     output = make(store)
     before = store.names()
-    for name in LEFT:
+    # In a bucket nothing is ever written by halves.
+    left = [name for name in LEFT if store.s3 is None or ".posemill-" not in name]
+    for name in left:
         store.put(f"out/{name}", b"x")
-    assert wrong(output) == {"file that belongs to no shard or plan": 6}
+    assert wrong(output) == {"file that belongs to no shard or plan": len(left)}
     assert gc_job.main([output.uri, "--dry-run"]) == 0
-    assert len(store.names()) == len(before) + len(LEFT)
+    assert len(store.names()) == len(before) + len(left)
     assert gc_job.main([output.uri]) == 0
     assert sorted({*store.names()} - {*before}) == [
         "out/annotations/00000/part-000000003.parquet",
@@ -172,8 +174,8 @@ def test_what_is_left_over_is_found_and_removed(
     ]
     assert {*before} <= {*store.names()}
     told = capsys.readouterr().out
-    assert told.count("would be removed: ") == 4
-    assert told.count("\nremoved: ") == 4
+    assert told.count("would be removed: ") == len(left) - 3
+    assert told.count("\nremoved: ") == len(left) - 3
     assert "left alone, as no plan knows it: annotations/notes.txt" in told
 
 
@@ -209,6 +211,66 @@ def test_status_of_a_run_at_work(store: Place, capsys: pytest.CaptureFixture[str
     assert "  corrupt: 1" in told
     assert f"at work: process {lock.me['pid']} of {lock.me['user']}" in told
     assert "units per second" in told
+
+
+def test_status_of_a_run_that_was_killed(store: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    output = make(store, parts=1)
+    with Lock(output, (0, 1), print) as lock:
+        gone = {**lock.me, "process_start": "1", "pid": 1}
+        output.replace(lock.name, json.dumps(gone).encode())
+        assert status(StatusSettings(output=output.uri)).rate == 0
+        assert status_job.main([output.uri]) == 0
+    told = capsys.readouterr().out
+    assert "gone, and its lock is left: process 1 of" in told
+    assert "not complete, and nobody is at work" in told
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"null"])
+def test_a_damaged_lock_is_no_end(store: Place, data: bytes) -> None:
+    output = make(store, parts=1)
+    output.replace("_locks/1-of-1", data)
+    assert status_job.main([output.uri]) == 0
+
+
+def test_a_damaged_part_is_named_and_how_to_mend_it(
+    store: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = make(store)
+    output.replace(part_name(1), b"PAR1")
+    assert status_job.main([output.uri]) == 1
+    told = capsys.readouterr().err
+    assert part_name(1) in told
+    assert "remove it, and run the same annotate command again" in told
+
+
+def test_a_damaged_run_file_is_named(store: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    output = make(store)
+    output.replace("run.json", b"{")
+    assert verify_job.main([output.uri]) == 2
+    assert "run.json is damaged" in capsys.readouterr().err
+
+
+def test_of_two_that_begin_with_other_settings_one_stays(store: Place) -> None:
+    """As a job array starts them: both looked when there was nothing yet."""
+    output = store.output()
+    one, two = RunFile(output, {"weights": "a"}), RunFile(output, {"weights": "b"})
+    one.check()
+    two.check()
+    one.begin({"fingerprint": "1"})
+    with pytest.raises(UsageError, match="made with other settings"):
+        two.begin({"fingerprint": "2"})
+    RunFile(output, {"weights": "a"}).begin({"fingerprint": "1"})
+    one.finish({}, {"partition": "1/2"})
+    one.finish({}, {"partition": "2/2"})
+    runs = json.loads(output.read("run.json") or b"")["runs"]
+    assert [run["partition"] for run in runs] == ["1/2", "2/2"]
+
+
+def test_an_output_of_something_else_is_refused(store: Place) -> None:
+    output = store.output()
+    output.replace("run.json", b'{"identity": 1}')
+    with pytest.raises(UsageError, match="holds something else than annotations"):
+        RunFile(output, {}).check()
 
 
 def test_status_of_an_output_that_rests(store: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +317,7 @@ def test_a_compact_copy_has_the_same_rows_by_uri(store: Place, most: str, sizes:
     tables = compacted(store, "--rows-per-file", most)
     assert [table.num_rows for table in tables] == sizes
     assert all(table.schema.equals(SCHEMA) for table in tables)
-    assert all(table.schema.metadata[schema.METADATA_KEY] for table in tables)
+    assert all(list(table.schema.metadata) == [schema.METADATA_KEY] for table in tables)
     copy = pa.concat_tables(tables)
     assert copy["uri"].to_pylist() == sorted(copy["uri"].to_pylist())
     keys = [("unit_id", "ascending"), ("person_index", "ascending")]
@@ -292,6 +354,9 @@ def test_a_compact_copy_is_made_of_finished_outputs_into_empty_folders(
     assert "is not empty" in capsys.readouterr().err
     assert verify_job.main([f"{store.uri}/small"]) == 2
     assert f"is a copy made by compact; give {output.uri}" in capsys.readouterr().err
+    store.put("deep/er/file.txt", b"x")
+    assert compact_job.main([*words[:2], f"{store.uri}/deep"]) == 2
+    assert "is not empty" in capsys.readouterr().err
     copy = Output(f"{store.uri}/small", output.options)
     with pytest.raises(UsageError, match="made by compact"):
         RunFile(copy, {}).check()
@@ -311,7 +376,7 @@ def test_a_place_that_is_no_output_is_refused(
 def test_rows_of_a_video_keep_their_order(store: Place) -> None:
     """Frames by number, people by rank, what failed at the end."""
     output = store.output()
-    RunFile(output, {}).write({"fingerprint": "f"})
+    RunFile(output, {}).begin({"fingerprint": "f"})
     writer = ManifestWriter(output, 0)
     writer.add_shard([Unit(0, 0, "/v.mp4", "video")])
     assert writer.complete(1, 1)
