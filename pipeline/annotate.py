@@ -92,7 +92,6 @@ class Run:
             self._try()
             return Report()
         with Lock(self.output, self.settings.part_of, self.reporter.say) as lock:
-            self.run_file.check()
             self.run_file.begin(self._description())
             manifest = self.planner.plan(write=True)
             licence = self.weights.info.licence

@@ -28,7 +28,7 @@ from ray.util.annotations import RayDeprecationWarning
 from pipeline import cluster, schema
 from pipeline.annotate import ExecutorInputs
 from pipeline.errors import InputError, PosemillError
-from pipeline.manifest import ShardRef, open_file
+from pipeline.manifest import ShardRef, opened
 from pipeline.poses import estimate_rows
 from pipeline.progress import Reporter
 from pipeline.rows import annotation_rows, crops_table, failure_rows
@@ -150,8 +150,8 @@ class Executor:
         operator = self.layout.estimate
         task = _annotate_unit.options(num_cpus=operator.cpus, num_gpus=operator.gpus)
         for ref in shards:
-            file = open_file(self.inputs.output, ref.file)
-            units = units_to_do(self.inputs.output, ref, file)
+            with opened(self.inputs.output, ref.file) as file:
+                units = units_to_do(self.inputs.output, ref, file)
             results = [
                 task.remote(
                     *(self.decoder, self.estimator, self.inputs.output, self.inputs.same_person),

@@ -156,7 +156,7 @@ class Manifest:
         retired, of_shard = (np.asarray(table[name], np.int64) for name in ("unit_id", "shard"))
         shard = 0
         for name in self.files:
-            with _opened(output, name) as file:
+            with opened(output, name) as file:
                 units = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             for group, count in enumerate(units):
                 first, last = np.searchsorted(of_shard, [shard, shard + 1])
@@ -168,7 +168,7 @@ class Manifest:
         """`unit_id` and `shard` of the units that count no more, as their input has changed."""
         tables = [schema.RETIRED.empty_table()]
         for name in self.retired_files:
-            with _opened(output, name) as file:
+            with opened(output, name) as file:
                 tables.append(file.read())
         return pa.concat_tables(tables)
 
@@ -178,7 +178,7 @@ class Manifest:
 
         def batches() -> Iterator[pa.RecordBatch]:
             for name in self.files:
-                with _opened(output, name) as file:
+                with opened(output, name) as file:
                     for batch in file.iter_batches(columns=columns):
                         yield batch.select(columns).cast(fields)
 
@@ -186,7 +186,8 @@ class Manifest:
 
 
 @contextlib.contextmanager
-def _opened(output: Output, name: str) -> Iterator[pq.ParquetFile]:
+def opened(output: Output, name: str) -> Iterator[pq.ParquetFile]:
+    """As `open_file`, closed at the end."""
     file = open_file(output, name)
     try:
         yield file

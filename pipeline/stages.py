@@ -118,6 +118,8 @@ class Prepare:
     def shard(self, ref: ShardRef) -> pa.Table:
         """Rows with crops of all units of a shard that are to do."""
         if self._manifest is None or self._manifest[0] != ref.file:
+            if self._manifest is not None:
+                self._manifest[1].close(force=True)
             self._manifest = ref.file, open_file(self.output, ref.file)
         return self.units(units_to_do(self.output, ref, self._manifest[1]))
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline import commit, manifest
 from pipeline.commit import SUCCESS, part_name, read_part, shard_of
-from pipeline.manifest import Manifest, ShardRef, open_file
+from pipeline.manifest import Manifest, ShardRef, opened
 from pipeline.runfile import read_run_file
 from pipeline.stages import Summary
 from pipeline.storage import Output
@@ -135,11 +135,8 @@ def _check(output: Output, ref: ShardRef, is_there: bool, fingerprint: str | Non
 
 
 def _planned_units(output: Output, ref: ShardRef) -> pa.Array:
-    file = open_file(output, ref.file)
-    try:
+    with opened(output, ref.file) as file:
         units = file.read_row_group(ref.row_group, columns=["unit_id"])["unit_id"]
-    finally:
-        file.close(force=True)
     retired = pa.array(ref.retired, pa.int64())
     return pc.unique(units.filter(pc.invert(pc.is_in(units, retired))))
 
