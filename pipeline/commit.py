@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import PosemillError
-from pipeline.storage import Output
+from pipeline.storage import Output, until_whole
 
 FOLDER = "annotations"
 SUCCESS = "_SUCCESS"
@@ -71,8 +71,12 @@ def amend_part(
 
 def read_part(output: Output, shard: int, columns: list[str] | None = None) -> pa.Table:
     """A part's rows."""
-    with output.fs.open(output.path(part_name(shard)), "rb") as file:
-        return pq.ParquetFile(file).read(columns)
+
+    def read() -> pa.Table:
+        with output.fs.open(output.path(part_name(shard)), "rb") as file:
+            return pq.ParquetFile(file).read(columns)
+
+    return until_whole(read)
 
 
 def done_shards(output: Output, among: Iterable[int]) -> set[int]:
@@ -99,10 +103,13 @@ def part_summaries(output: Output, shards: Iterable[int]) -> Iterator[str]:
     Raises PosemillError naming a part that is damaged.
     """
 
+    def footer(shard: int) -> str:
+        with output.fs.open(output.path(part_name(shard)), "rb") as file:
+            return str(pq.read_schema(file).metadata[SUMMARY_KEY].decode())
+
     def read(shard: int) -> str:
         try:
-            with output.fs.open(output.path(part_name(shard)), "rb") as file:
-                return str(pq.read_schema(file).metadata[SUMMARY_KEY].decode())
+            return until_whole(lambda: footer(shard))
         except (pa.ArrowInvalid, KeyError, TypeError, UnicodeDecodeError) as error:
             raise PosemillError(
                 f"{output.uri}/{part_name(shard)} is damaged ({error}); remove it, and run the "

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.commit import unmark_success
-from pipeline.storage import Output
+from pipeline.storage import Output, until_whole
 from pipeline.units import Unit, from_table, to_table
 
 FOLDER = "manifest"
@@ -197,9 +197,10 @@ def opened(output: Output, name: str) -> Iterator[pq.ParquetFile]:
 
 def open_file(output: Output, name: str) -> pq.ParquetFile:
     """A manifest file, its footer read."""
-    return pq.ParquetFile(pa.PythonFile(output.fs.open(output.path(name), "rb"), mode="r"))
+    path = output.path(name)
+    return until_whole(lambda: pq.ParquetFile(pa.PythonFile(output.fs.open(path, "rb"), mode="r")))
 
 
 def read_shard(file: pq.ParquetFile, row_group: int) -> list[Unit]:
     """The units of a shard."""
-    return from_table(file.read_row_group(row_group))
+    return from_table(until_whole(lambda: file.read_row_group(row_group)))

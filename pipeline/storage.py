@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import fsspec.asyn
@@ -24,6 +25,8 @@ from fsspec.core import strip_protocol
 
 from pipeline.errors import PosemillError, RefusedError, UsageError
 from pipeline.local_files import folder_lock, is_temporary, put, version_of
+
+T = TypeVar("T")
 
 STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)
 """What local disks and S3 raise when they cannot be reached, or refuse."""
@@ -241,28 +244,22 @@ class Output:
         with self._refusals("read", name), contextlib.suppress(FileNotFoundError):
             path = self.path(name)
             if self.protocol == "s3":
-                return self._read_object(path)
+                return until_whole(lambda: self._read_object(path))
             with open(path, "rb") as file:
                 return file.read(), version_of(file.fileno())
         return None
 
     def _read_object(self, path: str) -> tuple[bytes, str]:
         bucket, key, _ = self.fs.split_path(path)
-        for attempt in range(_READ_ATTEMPTS):
-            answer = self.fs.call_s3("get_object", Bucket=bucket, Key=key)
-            try:
-                return fsspec.asyn.sync(self.fs.loop, answer["Body"].read), answer["ETag"]
-            except ClientError as error:
-                # The body broke off, which nobody below tries again.
-                last = error
-            time.sleep(0.1 * 2**attempt)
-        raise OSError(f"broke off {_READ_ATTEMPTS} times, last with: {last!r}") from last
+        answer = self.fs.call_s3("get_object", Bucket=bucket, Key=key)
+        return fsspec.asyn.sync(self.fs.loop, answer["Body"].read), answer["ETag"]
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None if there is none."""
         with self._refusals("read", name):
             try:
-                return self.fs.cat_file(self.path(name))  # type: ignore[no-any-return]
+                data: bytes = until_whole(lambda: self.fs.cat_file(self.path(name)))
+                return data
             except FileNotFoundError:
                 return None
 
@@ -324,6 +321,20 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError) or (
         getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
     )
+
+
+def until_whole(read: Callable[[], T]) -> T:
+    """What `read` returns, tried again with growing pauses when a body of S3 breaks off.
+
+    s3fs does so, too, but gives up within a second.
+    """
+    for attempt in range(_READ_ATTEMPTS):
+        try:
+            return read()
+        except ClientError as error:
+            last = error
+        time.sleep(random.uniform(0.5, 1.5) * 0.2 * 2**attempt)
+    raise OSError(f"broke off {_READ_ATTEMPTS} times, last with: {last!r}") from last
 
 
 def s3_code(error: Exception) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientPayloadError
 from botocore.exceptions import ClientError
 
 from pipeline import local_files as module
@@ -21,6 +22,7 @@ from pipeline.storage import (
     open_filesystem,
     path_of,
     protocol_of,
+    until_whole,
     uri_of,
 )
 from tests.pipeline.conftest import OPTIONS, Place
@@ -228,3 +230,26 @@ def test_the_answers_of_s3_to_a_creation(
             output.create("a", b"x")
     else:
         assert output.create("a", b"x") is created
+
+
+@pytest.mark.parametrize(("broken", "is_read"), [(0, True), (4, True), (5, False)])
+def test_a_body_that_breaks_off_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, broken: int, is_read: bool
+) -> None:
+    """It is no OSError, so it ended the thread of the lock's heartbeat, and with it the run."""
+    answers = [ClientPayloadError("not enough data")] * broken
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+
+    def read() -> str:
+        if answers:
+            raise answers.pop()
+        return "whole"
+
+    if is_read:
+        assert until_whole(read) == "whole"
+    else:
+        with pytest.raises(OSError, match=r"broke off 5 times, last with: .*not enough data"):
+            until_whole(read)
+    assert len(pauses) == broken
+    assert all(pause <= 0.3 * 2**i for i, pause in enumerate(pauses))
