@@ -114,7 +114,7 @@ def write_parts(run: Any) -> None:
     from pipeline import schema
     from pipeline.commit import commit_part
     from pipeline.manifest import Manifest
-    from pipeline.stages import Summary
+    from pipeline.summary import Summary
 
     empty = schema.annotation_table(14).empty_table()
     for ref in Manifest.load(run.output).shards(run.output):

@@ -14,7 +14,7 @@ from pipeline.annotate import Report, annotate
 from pipeline.config import AnnotateSettings
 from pipeline.errors import PosemillError
 from pipeline.progress import Reporter
-from pipeline.stages import Summary
+from pipeline.summary import Summary
 
 
 def main(arguments: list[str] | None = None) -> int:

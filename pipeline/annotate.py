@@ -25,8 +25,9 @@ from pipeline.people import who
 from pipeline.planning import Planner
 from pipeline.progress import Meter, Reporter
 from pipeline.runfile import RunFile, now
-from pipeline.stages import EstimatorSpec, Summary
+from pipeline.stages import EstimatorSpec
 from pipeline.storage import Output, StorageOptions
+from pipeline.summary import Summary
 from pipeline.weights import read_weights
 from pipeline.work import Totals, Work, find_work, stale_shards
 

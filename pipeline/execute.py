@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import cluster, schema
+from pipeline.amend import commit, units_to_do
 from pipeline.annotate import ExecutorInputs
 from pipeline.errors import InputError, PosemillError
 from pipeline.manifest import ShardRef, opened
@@ -38,14 +39,12 @@ from pipeline.stages import (
     Outcome,
     Prepare,
     PrepareStage,
-    Summary,
-    commit,
     ref_from_json,
     refs_table,
-    units_to_do,
 )
 from pipeline.stall import Board, Note, Watchdog
 from pipeline.storage import Output
+from pipeline.summary import Summary
 from pipeline.units import Unit
 
 log = logging.getLogger("posemill")

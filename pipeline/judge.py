@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from pipeline.errors import PosemillError
-from pipeline.stages import Outcome, Summary, access_failures
+from pipeline.stages import Outcome, access_failures
+from pipeline.summary import Summary
 
 _UNITS_BEFORE_JUDGING = 200
 

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from pipeline.errors import redact
 from pipeline.plan import Planned
-from pipeline.stages import Summary
+from pipeline.summary import Summary
 
 _LINE_EVERY_S = 10.0
 

@@ -12,24 +12,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import amend_part, commit_part, part_summaries, read_part
+from pipeline.amend import commit, units_to_do
 from pipeline.errors import InputError, RefusedError
 from pipeline.fetch import fetch
 from pipeline.guard import Decoder
-from pipeline.manifest import ShardRef, open_file, read_shard
+from pipeline.manifest import ShardRef, open_file
 from pipeline.messages import DecoderConfig
 from pipeline.poses import estimate_rows
 from pipeline.rows import UnitRows, crops_table, pack, unpack
 from pipeline.stall import Pulse
 from pipeline.storage import Output, protocol_of
+from pipeline.summary import Summary
 from pipeline.units import Unit
 
 if TYPE_CHECKING:
@@ -37,57 +37,6 @@ if TYPE_CHECKING:
 
 _FETCH_THREADS = 16
 _ACCESS_CODES = ("forbidden", "storage")
-
-
-@dataclass
-class Summary:
-    """Counts of a shard, or of many. `failed` counts units by error code; `seconds` are by
-    stage."""
-
-    shards: int = 0
-    units: int = 0
-    frames: int = 0
-    rows: int = 0
-    people: int = 0
-    failed_units: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: Summary) -> None:
-        """Add another summary's counts."""
-        for name in ("shards", "units", "frames", "rows", "people", "failed_units"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.failed.update(other.failed)
-        self.seconds.update(other.seconds)
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(vars(self))
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Summary:
-        """Undo `to_json`."""
-        values = json.loads(text)
-        values["failed"], values["seconds"] = Counter(values["failed"]), Counter(values["seconds"])
-        return cls(**values)
-
-    @classmethod
-    def of(cls, table: pa.Table) -> Summary:
-        """Counts of the annotation rows of one shard."""
-        failed = table.filter(pc.equal(table["status"], "failed"))
-        codes = failed.group_by(["unit_id", "error_code"]).aggregate([])
-        units = pc.count_distinct(table["unit_id"]).as_py()
-        people = table["person_index"]
-        first = pc.fill_null(people, 0)
-        return cls(
-            shards=1,
-            units=units,
-            frames=(pc.sum(pc.equal(first, 0)).as_py() or 0) - failed.num_rows,
-            rows=table.num_rows,
-            people=len(people) - people.null_count,
-            failed_units=pc.count_distinct(failed["unit_id"]).as_py(),
-            failed=Counter(codes["error_code"].to_pylist()),
-        )
 
 
 class Prepare:
@@ -247,62 +196,6 @@ def out_of_reach(summary: Summary) -> bool:
 def access_failures(summary: Summary) -> Counter[str]:
     """Failures that are the storage's or the credentials', by code."""
     return Counter({code: summary.failed[code] for code in _ACCESS_CODES})
-
-
-def units_to_do(output: Output, ref: ShardRef, file: pq.ParquetFile) -> list[Unit]:
-    """Units of a shard that count; of one that is amended, those that are to be done again."""
-    units = [unit for unit in read_shard(file, ref.row_group) if unit.unit_id not in ref.retired]
-    if not ref.amend:
-        return units
-    if ref.redo is None:
-        return []
-    rows = read_part(output, ref.shard, ["unit_id", "status", "error_code"])
-    failed = rows.filter(pc.equal(rows["status"], "failed"))
-    if ref.redo:
-        failed = failed.filter(pc.is_in(failed["error_code"], pa.array(ref.redo)))
-    again = set(failed["unit_id"].to_pylist())
-    return [unit for unit in units if unit.unit_id in again]
-
-
-def commit(
-    output: Output, ref: ShardRef, table: pa.Table, summary: Summary, metadata: dict[bytes, bytes]
-) -> Summary:
-    """Create the shard's part, or amend it; returns the counts of what was done now.
-
-    Where the part stood already, its own: whoever wrote it.
-    """
-    if ref.amend:
-        amend_part(output, ref.shard, lambda rows: _amended(rows, ref, table), metadata)
-        return summary
-    if commit_part(output, ref.shard, table, metadata, summary.to_json()):
-        return summary
-    (text,) = part_summaries(output, {ref.shard})
-    return Summary.from_json(text)
-
-
-def _amended(rows: pa.Table, ref: ShardRef, new: pa.Table) -> tuple[pa.Table, str]:
-    """A part's rows with those of units that were done again, without those of retired ones.
-
-    A video whose frames were read in part keeps them if the new attempt read fewer.
-    """
-    had, has = _frames_by_unit(rows), _frames_by_unit(new)
-    worse = [unit for unit in has if has[unit] < had.get(unit, 0)]
-    better = new.filter(pc.invert(pc.is_in(new["unit_id"], pa.array(worse, pa.int64()))))
-    gone = pa.array([*ref.retired, *(unit for unit in has if unit not in worse)], pa.int64())
-    kept = rows.filter(pc.invert(pc.is_in(rows["unit_id"], gone))).cast(new.schema)
-    table = pa.concat_tables([kept, better])
-    # Stable: the rows of a unit stay in their order.
-    table = table.take(pc.sort_indices(table["unit_id"]))
-    return table, Summary.of(table).to_json()
-
-
-def _frames_by_unit(rows: pa.Table) -> dict[int, int]:
-    """How many frames of each unit were decoded."""
-    first = pc.equal(pc.fill_null(rows["person_index"], 0), 0)
-    decoded = pc.and_(first, pc.not_equal(rows["status"], "failed"))
-    counts = pa.table({"unit": rows["unit_id"], "frames": decoded.cast(pa.int64())})
-    table = counts.group_by("unit").aggregate([("frames", "sum")])
-    return dict(zip(table["unit"].to_pylist(), table["frames_sum"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True)

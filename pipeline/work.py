@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from pipeline.commit import READERS, done_shards, part_summaries, read_part
 from pipeline.manifest import ShardRef
-from pipeline.stages import Summary
 from pipeline.storage import Output
+from pipeline.summary import Summary
 
 _SUMMARIES = 256
 

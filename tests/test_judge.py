@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.errors import PosemillError
 from pipeline.judge import Judge
-from pipeline.stages import Outcome, Summary, out_of_reach
+from pipeline.stages import Outcome, out_of_reach
+from pipeline.summary import Summary
 
 
 def shard(units: int, failed: int, code: str = "not_found") -> Summary:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import lock
 from pipeline.commit import FOLDER, SUCCESS, part_summaries, shard_of
 from pipeline.runfile import read_run_file
-from pipeline.stages import Summary
+from pipeline.summary import Summary
 from pipeline.upkeep.settings import StatusSettings
 
 

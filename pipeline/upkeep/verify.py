@@ -16,8 +16,8 @@ from pipeline import commit, manifest
 from pipeline.commit import SUCCESS, part_name, read_part, shard_of
 from pipeline.manifest import Manifest, ShardRef, opened
 from pipeline.runfile import read_run_file
-from pipeline.stages import Summary
 from pipeline.storage import Output
+from pipeline.summary import Summary
 from pipeline.upkeep.settings import VerifySettings
 
 _AT_ONCE = 1024

@@ -10,11 +10,13 @@ import pytest
 
 from pipeline import commit as commit_module
 from pipeline import schema
+from pipeline.amend import commit, units_to_do
 from pipeline.commit import amend_part, commit_part, part_summaries, read_part
 from pipeline.errors import PosemillError
 from pipeline.manifest import Manifest, ManifestWriter, ShardRef, open_file
-from pipeline.stages import Summary, commit, ref_from_json, refs_table, units_to_do
+from pipeline.stages import ref_from_json, refs_table
 from pipeline.storage import Output
+from pipeline.summary import Summary
 from pipeline.units import Unit
 from pipeline.work import find_work, stale_shards
 from tests.pipeline.conftest import Place

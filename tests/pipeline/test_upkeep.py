@@ -22,8 +22,8 @@ from pipeline.errors import UsageError
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest, ManifestWriter
 from pipeline.runfile import RunFile
-from pipeline.stages import Summary
 from pipeline.storage import Output
+from pipeline.summary import Summary
 from pipeline.units import Unit
 from pipeline.upkeep.settings import StatusSettings, VerifySettings
 from pipeline.upkeep.status import status
