@@ -253,7 +253,10 @@ class Soak:
 
     def sweep(self) -> None:
         """End what outlived its driver. Ray's own agents take their time; workers should not."""
-        _, alive = psutil.wait_procs(self.met, timeout=15)
+        deadline = time.monotonic() + 15
+        # Not psutil's own wait, which fails where a process goes as it is looked up.
+        while (alive := [p for p in self.met if p.is_running()]) and time.monotonic() < deadline:
+            time.sleep(0.2)
         self.left_over = sum(is_worker(process) for process in alive)
         for process in alive:
             hit(process)
