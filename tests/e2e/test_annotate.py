@@ -171,7 +171,9 @@ def test_growing_input_is_continued(
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
 
-@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
+@pytest.mark.parametrize(
+    "place", [pytest.param("local", marks=pytest.mark.soak), "s3"], indirect=True
+)
 def test_changed_and_failed_inputs_are_replaced_without_doubles(
     place: str, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_run_through_a_nasty_network(
     assert fsspec.filesystem("s3").exists(f"{path_of(pictures)}/out/_SUCCESS")
 
 
+@pytest.mark.soak
 def test_keys_that_are_refused_or_gone(
     head: dict[str, str], proxy: Proxy, pictures: str, tiny: tuple[str, ...]
 ) -> None:
@@ -200,6 +201,7 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.soak
 def test_a_full_disk(
     head: dict[str, str], proxy: Proxy, tmp_path: Path, photos: Path, tiny: tuple[str, ...]
 ) -> None:
