@@ -104,7 +104,7 @@ def step(name: str, count: int, output: str) -> dict[str, float]:
             assert run.go().total.units == count
         else:
             run.run_file.begin({"fingerprint": run.fingerprint})
-            assert run.planner.plan(write=True).next_unit == count
+            assert run.planner.plan(run.planner.look_up(), write=True).next_unit == count
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -119,7 +119,7 @@ def write_parts(run: Any) -> None:
     empty = schema.annotation_table(14).empty_table()
     for ref in Manifest.load(run.output).shards(run.output):
         summary = Summary(shards=1, units=ref.units, frames=ref.units, rows=ref.units)
-        commit_part(run.output, ref.shard, empty, {}, summary.to_json())
+        commit_part(run.output, ref.shard, empty, {}, summary)
 
 
 if __name__ == "__main__":

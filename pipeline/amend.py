@@ -38,13 +38,13 @@ def commit(
     if ref.amend:
         amend_part(output, ref.shard, lambda rows: _amended(rows, ref, table), metadata)
         return summary
-    if commit_part(output, ref.shard, table, metadata, summary.to_json()):
+    if commit_part(output, ref.shard, table, metadata, summary):
         return summary
-    (text,) = part_summaries(output, {ref.shard})
-    return Summary.from_json(text)
+    (stands,) = part_summaries(output, {ref.shard})
+    return stands
 
 
-def _amended(rows: pa.Table, ref: ShardRef, new: pa.Table) -> tuple[pa.Table, str]:
+def _amended(rows: pa.Table, ref: ShardRef, new: pa.Table) -> pa.Table:
     """A part's rows with those of units that were done again, without those of retired ones.
 
     A video whose frames were read in part keeps them if the new attempt read fewer.
@@ -56,8 +56,7 @@ def _amended(rows: pa.Table, ref: ShardRef, new: pa.Table) -> tuple[pa.Table, st
     kept = rows.filter(pc.invert(pc.is_in(rows["unit_id"], gone))).cast(new.schema)
     table = pa.concat_tables([kept, better])
     # Stable: the rows of a unit stay in their order.
-    table = table.take(pc.sort_indices(table["unit_id"]))
-    return table, Summary.of(table).to_json()
+    return table.take(pc.sort_indices(table["unit_id"]))
 
 
 def _frames_by_unit(rows: pa.Table) -> dict[int, int]:

@@ -16,15 +16,14 @@ from pipeline import __version__, schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError
-from pipeline.inputs import check
 from pipeline.judge import Judge
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest, ShardRef
 from pipeline.messages import DecoderConfig
 from pipeline.people import who
-from pipeline.planning import Planner
+from pipeline.planning import Planner, Sources
 from pipeline.progress import Meter, Reporter
-from pipeline.runfile import RunFile, now
+from pipeline.runfile import RunFile, utc_now
 from pipeline.stages import EstimatorSpec
 from pipeline.storage import Output, StorageOptions
 from pipeline.summary import Summary
@@ -88,22 +87,22 @@ class Run:
 
     def go(self) -> Report:
         """Plan and annotate, or only print the plan."""
-        check(self.settings.input, self.storage)
+        sources = self.planner.look_up()
         if self.settings.dry_run:
-            self._try()
+            self._try(sources)
             return Report()
         with Lock(self.output, self.settings.part_of, self.reporter.say) as lock:
             self.run_file.begin(self._description())
-            manifest = self.planner.plan(write=True)
+            manifest = self.planner.plan(sources, write=True)
             licence = self.weights.info.licence
             self.reporter.say(f"weights {self.weights.info.name}; licence: {licence}")
             return self._annotate(manifest, lock)
 
-    def _try(self) -> None:
+    def _try(self, sources: Sources) -> None:
         from pipeline.execute import Executor
 
         self.run_file.check()
-        self.planner.plan(write=False)
+        self.planner.plan(sources, write=False)
         with Executor(self._executor_inputs(), self.reporter):
             pass
         self.reporter.say(f"fingerprint {self.fingerprint}; nothing was written (--dry-run)")
@@ -137,8 +136,8 @@ class Run:
                 for start in range(0, len(work.shards), _SHARDS_PER_WAVE):
                     wave = work.shards[start : start + _SHARDS_PER_WAVE]
                     self._wave(executor, wave, meter, judge, lock)
-                    for text in part_summaries(self.output, (ref.shard for ref in wave)):
-                        report.total.add(Summary.from_json(text))
+                    for summary in part_summaries(self.output, (ref.shard for ref in wave)):
+                        report.total.add(summary)
             report.now, report.seconds = meter.so_far, meter.seconds
 
     def _wave(
@@ -180,8 +179,8 @@ class Run:
         """
         created = {ref.shard for ref in wave if not ref.amend}
         untold = done_shards(self.output, created) - told
-        for text in part_summaries(self.output, untold):
-            meter.add(Summary.from_json(text))
+        for summary in part_summaries(self.output, untold):
+            meter.add(summary)
         told |= untold
         return [ref for ref in wave if ref.shard not in told]
 
@@ -206,7 +205,7 @@ class Run:
             "generations": manifest.generations,
             "shards": manifest.next_shard,
             "units": manifest.next_unit - manifest.retired_units(self.output).num_rows,
-            "finished": now(),
+            "finished": utc_now(),
         }
         if whole:
             document |= counts

@@ -8,17 +8,14 @@ What stays in memory is a byte per input.
 from __future__ import annotations
 
 import glob
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Self
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,17 +23,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.errors import PosemillError
 from pipeline.inputs import Input
 from pipeline.listing import THREADS
 from pipeline.manifest import Manifest
+from pipeline.scratch import batches, scratch
 from pipeline.storage import Output
 from pipeline.units import boxes_from_rows, boxes_to_rows
 
 _ROWS = 20_000
 """Inputs that are written, and read, at once."""
-_MEMORY = "512MB"
-"""What DuckDB may take before it spills."""
+_MEMORY = 512
+"""MiB that DuckDB may take before it spills."""
 _INPUT_COLUMNS = ("uri", "kind", "size", "etag", "mtime", "boxes")
 _LISTED = pa.schema(
     [
@@ -64,28 +61,24 @@ class Vanished:
 class Catalog:
     """Lists inputs once and compares them with a manifest, as often as needed.
 
-    A context: its temporary folder (of TMPDIR; some 50 bytes per input) goes at the end.
+    A context: its temporary folder (of TMPDIR; some 200 bytes per input) goes at the end.
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="posemill-plan-")
-        self.folder = Path(self._folder.name)
+        self._stack = ExitStack()
         self._stop = threading.Event()
         self.sizes = np.zeros(0, np.int64)
         self.known = self.changed_count = 0
         self.vanished = Vanished()
         # By position, a running number over all inputs.
         self._is_new = self._is_changed = np.zeros(0, np.bool_)
-        self._duckdb = duckdb.connect(
-            config={"memory_limit": _MEMORY, "temp_directory": str(self.folder), "threads": 2}
-        )
 
     def __enter__(self) -> Self:
+        self._duckdb, self.folder = self._stack.enter_context(scratch(_MEMORY))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._duckdb.close()
-        self._folder.cleanup()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def add(
         self, parts: Sequence[Part], limit: int | None, on_progress: Callable[[int], None]
@@ -110,25 +103,15 @@ class Catalog:
 
     def compare(self, manifest: Manifest, output: Output, roots: Sequence[str]) -> None:
         """Find what is new, changed and gone; `roots` are the folders that were listed whole."""
-        with _space():
-            self._compare(manifest, output, roots)
-
-    def _compare(self, manifest: Manifest, output: Output, roots: Sequence[str]) -> None:
-        total = int(self.sizes.sum())
         # The folder's name may hold what means something in a pattern or in SQL.
         folder = glob.escape(str(self.folder)).replace("'", "''")
         listed = f"read_parquet('{folder}/listed-*.parquet')"
-        first = self._flags(f"SELECT min(part << 40 | row) FROM {listed} GROUP BY uri", total)
-        if not manifest.files:
-            self._is_new, self._is_changed = first, np.zeros(total, np.bool_)
-            self.known = self.changed_count = 0
-            self.vanished = Vanished()
-            return
-        self._spool_manifest(manifest, output)
         planned = f"read_parquet('{folder}/planned.parquet')"
-        joined = f"FROM {listed} l JOIN {planned} p USING (uri)"
-        known = self._flags(f"SELECT part << 40 | row {joined}", total)
-        changed = self._flags(f"SELECT part << 40 | row {joined} WHERE {_CHANGED}", total)
+        self._spool_manifest(manifest, output)
+        (first,) = self._flags(f"SELECT min(part << 40 | row) FROM {listed} GROUP BY uri")
+        known, changed = self._flags(
+            f"SELECT part << 40 | row, {_CHANGED} FROM {listed} l JOIN {planned} p USING (uri)"
+        )
         self._is_new, self._is_changed = first & ~known, first & changed
         self.known = int((first & known).sum())
         self.changed_count = int(self._is_changed.sum())
@@ -151,11 +134,11 @@ class Catalog:
         cursor = self._duckdb.cursor()
         for name, table in (("uris", uris), ("units", units), ("retired", retired)):
             cursor.register(name, table)
-        return _batches(
-            cursor,
+        query = (
             "SELECT unit_id, shard FROM units SEMI JOIN uris USING (uri) "
-            "ANTI JOIN retired USING (unit_id) ORDER BY unit_id",
+            "ANTI JOIN retired USING (unit_id) ORDER BY unit_id"
         )
+        return batches(cursor, query, _ROWS)
 
     def _list(self, part: int, inputs: Iterator[Input], on_progress: Callable[[int], None]) -> int:
         """Write a part's inputs; how many they are."""
@@ -191,19 +174,23 @@ class Catalog:
                 keep = pc.fill_null(pc.not_equal(uris, before), True)
                 writer.write_batch(live.filter(keep).cast(fields))
 
-    def _flags(self, query: str, total: int) -> NDArray[np.bool_]:
-        """Marks the positions that a query names as `part << 40 | row`."""
-        flags = np.zeros(total, np.bool_)
+    def _flags(self, query: str) -> list[NDArray[np.bool_]]:
+        """By position: whether a query names it, as `part << 40 | row`, and its other columns."""
         starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
-        for batch in _batches(self._duckdb, query):
+        columns = self._duckdb.sql(query).columns
+        flags = [np.zeros(starts[-1], np.bool_) for _ in columns]
+        for batch in batches(self._duckdb, query, _ROWS):
             places = np.asarray(batch.column(0), np.int64)
-            flags[starts[places >> 40] + (places & ((1 << 40) - 1))] = True
+            at = starts[places >> 40] + (places & ((1 << 40) - 1))
+            flags[0][at] = True
+            for flag, column in zip(flags[1:], batch.columns[1:], strict=True):
+                flag[at] = np.asarray(column)
         return flags
 
     def _gone(self, planned: str, listed: str, roots: Sequence[str]) -> Vanished:
-        under = " OR ".join("starts_with(uri, ?)" for _ in roots)
         if not roots:
             return Vanished()
+        under = " OR ".join("starts_with(uri, ?)" for _ in roots)
         row = self._duckdb.execute(
             f"SELECT count(*), min(uri) FROM (FROM {planned} WHERE {under}) "
             f"ANTI JOIN {listed} USING (uri)",
@@ -239,20 +226,3 @@ def _are_in(ids: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.boo
     places = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
     found: NDArray[np.bool_] = ids[places] == values
     return found
-
-
-@contextmanager
-def _space() -> Iterator[None]:
-    """What goes wrong in the temporary folder is told as such."""
-    try:
-        yield
-    except duckdb.Error as error:
-        raise PosemillError(
-            f"comparing the inputs with the plan failed: {str(error).splitlines()[0]}; it needs "
-            f"some 200 bytes per input in {tempfile.gettempdir()} (TMPDIR)"
-        ) from error
-
-
-def _batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
-    reader: pa.RecordBatchReader = connection.sql(query).to_arrow_reader(_ROWS)
-    yield from reader

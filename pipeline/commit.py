@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PosemillError
 from pipeline.storage import Output, until_whole
+from pipeline.summary import Summary
 
 FOLDER = "annotations"
 SUCCESS = "_SUCCESS"
@@ -39,7 +40,7 @@ def part_name(shard: int) -> str:
 
 
 def commit_part(
-    output: Output, shard: int, table: pa.Table, metadata: dict[bytes, bytes], summary: str
+    output: Output, shard: int, table: pa.Table, metadata: dict[bytes, bytes], summary: Summary
 ) -> bool:
     """Create a shard's part; False if it was there already, which is as good."""
     return output.create(part_name(shard), _part(table, metadata, summary))
@@ -48,22 +49,21 @@ def commit_part(
 def amend_part(
     output: Output,
     shard: int,
-    change: Callable[[pa.Table], tuple[pa.Table, str]],
+    change: Callable[[pa.Table], pa.Table],
     metadata: dict[bytes, bytes],
-) -> str:
-    """Replace a part by what `change` makes of its rows (and their summary); returns the summary.
-
-    Whole, and only over the very part that was read.
-    """
+) -> None:
+    """Replace a part by what `change` makes of its rows: whole, and only the very part that was
+    read."""
     for attempt in range(_AMENDMENTS):
         time.sleep(0.1 * (2**attempt - 1))
         found = output.read_version(part_name(shard))
         if found is None:
             raise PosemillError(f"{output.uri}/{part_name(shard)} is gone; run the same again")
         data, version = found
-        table, summary = change(pq.read_table(io.BytesIO(data)))
-        if output.replace_if(part_name(shard), _part(table, metadata, summary), version):
-            return summary
+        table = change(pq.read_table(io.BytesIO(data)))
+        part = _part(table, metadata, Summary.of(table))
+        if output.replace_if(part_name(shard), part, version):
+            return
     raise PosemillError(
         f"{output.uri}/{part_name(shard)} changed {_AMENDMENTS} times as it was to be replaced"
     )
@@ -97,20 +97,20 @@ def shard_of(name: str) -> int | None:
     return int(found[1]) if found and part_name(int(found[1])) == name else None
 
 
-def part_summaries(output: Output, shards: Iterable[int]) -> Iterator[str]:
+def part_summaries(output: Output, shards: Iterable[int]) -> Iterator[Summary]:
     """The summary of each part, from its footer, in the order of the shards.
 
     Raises PosemillError naming a part that is damaged.
     """
 
-    def footer(shard: int) -> str:
+    def footer(shard: int) -> pa.Schema:
         with output.fs.open(output.path(part_name(shard)), "rb") as file:
-            return str(pq.read_schema(file).metadata[SUMMARY_KEY].decode())
+            return pq.read_schema(file)
 
-    def read(shard: int) -> str:
+    def read(shard: int) -> Summary:
         try:
-            return until_whole(lambda: footer(shard))
-        except (pa.ArrowInvalid, KeyError, TypeError, UnicodeDecodeError) as error:
+            return summary_in(until_whole(lambda: footer(shard)))
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             raise PosemillError(
                 f"{output.uri}/{part_name(shard)} is damaged ({error}); remove it, and run the "
                 "same annotate command again to make it anew"
@@ -123,8 +123,15 @@ def part_summaries(output: Output, shards: Iterable[int]) -> Iterator[str]:
             yield from threads.map(read, ordered[start : start + _AT_ONCE])
 
 
-def _part(table: pa.Table, metadata: dict[bytes, bytes], summary: str) -> bytes:
-    described = table.replace_schema_metadata({**metadata, SUMMARY_KEY: summary.encode()})
+def summary_in(part: pa.Schema) -> Summary:
+    """The summary that stands in a part. Raises KeyError, TypeError or ValueError for another
+    file."""
+    return Summary.from_json((part.metadata or {})[SUMMARY_KEY])
+
+
+def _part(table: pa.Table, metadata: dict[bytes, bytes], summary: Summary) -> bytes:
+    about = {**metadata, SUMMARY_KEY: summary.to_json().encode()}
+    described = table.replace_schema_metadata(about)
     sink = io.BytesIO()
     pq.write_table(described, sink, compression="zstd")
     return sink.getvalue()

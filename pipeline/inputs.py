@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -73,7 +72,7 @@ class Named:
 
 
 def named(name: str, options: StorageOptions, boxes: Boxes | None, passed: Passed) -> Named:
-    """Look up an `--input`. Raises UsageError for one that does not exist.
+    """Look up an `--input`. Raises UsageError for one that does not exist or cannot be read.
 
     `boxes` are those of `--boxes`, by URI; they win over box columns of a list.
     """
@@ -81,22 +80,6 @@ def named(name: str, options: StorageOptions, boxes: Boxes | None, passed: Passe
     if boxes is None:
         return found
     return Named([partial(_with_boxes, part, boxes) for part in found.parts], found.root)
-
-
-def expand(
-    inputs: Iterable[str], options: StorageOptions, boxes: Boxes | None, passed: Passed
-) -> Iterator[Input]:
-    """Every input, in order. Raises UsageError for an `--input` that does not exist."""
-    for name in inputs:
-        for part in named(name, options, boxes, passed).parts:
-            yield from part()
-
-
-def check(inputs: Iterable[str], options: StorageOptions) -> None:
-    """Look at the first thing that each input names; UsageError for one that is not there."""
-    for name in inputs:
-        for part in named(name, options, None, Passed()).parts[:1]:
-            next(part(), None)
 
 
 def _with_boxes(part: Callable[[], Iterator[Input]], boxes: Boxes) -> Iterator[Input]:
@@ -115,7 +98,7 @@ class _Source:
         with self._refusals():
             entry = _entry(self.fs, self.path)
             if entry is None and any(c in self.name for c in "*?["):
-                return Named([self._part(self._matches)])
+                return Named([self._part(partial(self._known, self._matches()))])
             if entry is None:
                 raise UsageError(f"no such input: {self.name!r}")
             if entry["type"] == "directory":
@@ -123,6 +106,8 @@ class _Source:
                 known = [self._part(partial(self._known, part)) for part in parts]
                 return Named(known, uri_of(self.protocol, self.path))
             if self.name.lower().endswith(LIST_SUFFIXES):
+                # What is wrong with a list shows at its head.
+                next(read_list(self.name, self.options), None)
                 return Named([self._part(self._listed)])
             return Named([lambda: iter([_input(describe(entry, self.protocol))])])
 
@@ -133,13 +118,14 @@ class _Source:
 
         return part
 
-    def _matches(self) -> Iterator[Input]:
+    def _matches(self) -> Callable[[], Iterator[FileInfo]]:
         found = self.fs.glob(self.path, detail=True)
         files = [key for key in sorted(found) if found[key]["type"] != "directory"]
         if not files:
             raise UsageError(f"no file matches {self.name!r}")
-        entries = map(look, files) if self.protocol == "file" else (found[key] for key in files)
-        return self._known(lambda: (describe(entry, self.protocol) for entry in entries))
+        # fsspec says of a link when it was made, not what it leads to.
+        entry = look if self.protocol == "file" else found.__getitem__
+        return lambda: (describe(entry(key), self.protocol) for key in files)
 
     def _listed(self) -> Iterator[Input]:
         for uri, boxes in read_list(self.name, self.options):
@@ -186,15 +172,10 @@ def kind_of(uri: str) -> str:
 
 def _listed(uri: str, boxes: tuple[GivenBox, ...] | None) -> Input:
     """A listed input. Only of a local file is it cheap to see what it is like."""
-    item = Input(uri, kind_of(uri), boxes=boxes)
     if protocol_of(uri) != "file":
-        return item
-    try:
-        found = os.stat(uri)
-    except (OSError, ValueError):
-        # Whatever is wrong with it, its row will say.
-        return item
-    return replace(item, size=found.st_size, mtime=datetime.fromtimestamp(found.st_mtime, UTC))
+        return Input(uri, kind_of(uri), boxes=boxes)
+    found = describe(look(uri), "file")
+    return Input(uri, kind_of(uri), found.size, None, found.mtime, boxes)
 
 
 @dataclass(frozen=True)

@@ -233,9 +233,9 @@ class _LocalFolders(_Folders):
 
 
 def look(path: str) -> Entry:
-    """A local file as an entry; one that is gone, or a link to nowhere, gets its row, too."""
+    """A local file as an entry; whatever is wrong with it, its row will say."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return {"name": path}
     return {"name": path, "size": found.st_size, "mtime": found.st_mtime}

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import LockedError, PosemillError
-from pipeline.local_files import is_temporary
 from pipeline.storage import Output
 
 _HEARTBEAT_S = 30.0
@@ -51,8 +50,8 @@ class Lock:
         poll_s: float = _POLL_S,
     ) -> None:
         self.output = output
-        self.count = f"-of-{partition[1]}"
-        self.name = f"{FOLDER}/{partition[0] + 1}{self.count}"
+        self.suffix = f"-of-{partition[1]}"
+        self.name = f"{FOLDER}/{partition[0] + 1}{self.suffix}"
         self.on_wait = on_wait
         self.heartbeat_s, self.stale_s, self.poll_s = heartbeat_s, stale_s, poll_s
         self.me = {
@@ -78,7 +77,7 @@ class Lock:
         try:
             # Of two that start at the same time, each may see the other, and both stop.
             for name in self.output.list(FOLDER):
-                if not name.endswith(self.count):
+                if not name.endswith(self.suffix):
                     self._clear_stale(f"{FOLDER}/{name}")
         except BaseException:
             self.output.remove(self.name)
@@ -179,7 +178,7 @@ def holders(output: Output) -> list[dict[str, Any]]:
     found = []
     for name, beaten in output.times(FOLDER).items():
         data = output.read(f"{FOLDER}/{name}")
-        if data is None or is_temporary(name):
+        if data is None:
             continue
         holder = _parse(data)
         if holder["boot"] == _boot_id() and holder["process_start"]:

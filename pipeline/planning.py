@@ -20,6 +20,16 @@ from pipeline.storage import Output, StorageOptions
 
 
 @dataclass(frozen=True)
+class Sources:
+    """What `--input` names, looked up: the parts to list, the folders among it, and what is passed
+    over on the way."""
+
+    parts: list[Part]
+    roots: list[str]
+    passed: Passed
+
+
+@dataclass(frozen=True)
 class Planner:
     """Plans the inputs of the settings on top of what is planned in the output."""
 
@@ -30,27 +40,36 @@ class Planner:
     decoder: DecoderConfig
     reporter: Reporter
 
-    def plan(self, write: bool) -> Manifest:
+    def look_up(self) -> Sources:
+        """Look at what each input names; raises UsageError for one that is not there."""
+        passed = Passed()
+        found = [named(name, self.storage, self.boxes, passed) for name in self.settings.input]
+        parts = [self._selected(part) for source in found for part in source.parts]
+        # Where less is listed than there is, nothing can be said to be gone.
+        roots = (
+            []
+            if self._is_choosy() or self.settings.limit is not None
+            else [source.root for source in found if source.root is not None]
+        )
+        return Sources(parts, roots, passed)
+
+    def plan(self, sources: Sources, write: bool) -> Manifest:
         """The manifest, with the inputs that are new; without `write` they are only counted.
 
         Raises PosemillError where the inputs hold nothing at all.
         """
-        settings, passed = self.settings, Passed()
         with Catalog() as catalog:
-            sources = [named(name, self.storage, self.boxes, passed) for name in settings.input]
-            parts = [self._selected(part) for source in sources for part in source.parts]
-            catalog.add(parts, settings.limit, self.reporter.listing)
+            catalog.add(sources.parts, self.settings.limit, self.reporter.listing)
             if not catalog.sizes.sum():
-                raise PosemillError(f"no pictures or videos in {', '.join(settings.input)}")
-            roots = [source.root for source in sources if source.root is not None]
+                raise PosemillError(f"no pictures or videos in {', '.join(self.settings.input)}")
             while True:
                 manifest = Manifest.load(self.output)
-                catalog.compare(manifest, self.output, [] if self._is_choosy() else roots)
+                catalog.compare(manifest, self.output, sources.roots)
                 planned = self._append(catalog, manifest, write)
                 if planned.counts:
                     break
                 # Another driver planned the same generation first; what is left comes after it.
-            self._tell(catalog, planned, passed)
+            self._tell(catalog, planned, sources.passed)
             return Manifest.load(self.output)
 
     def _append(self, catalog: Catalog, manifest: Manifest, write: bool) -> Planned:
@@ -76,9 +95,8 @@ class Planner:
         return selected if self._is_choosy() else part
 
     def _is_choosy(self) -> bool:
-        """Whether less is listed than there is, so that nothing can be said to be gone."""
         s = self.settings
-        return bool(s.include or s.exclude) or s.sample is not None or s.limit is not None
+        return bool(s.include or s.exclude) or s.sample is not None
 
     def _tell(self, catalog: Catalog, planned: Planned, passed: Passed) -> None:
         known = f", {catalog.known:,} planned before" if catalog.known else ""

@@ -30,7 +30,7 @@ class RunFile:
 
     def begin(self, described: dict[str, Any]) -> None:
         """Note what the output is made with; `check` it where somebody did before."""
-        document = {"created": now(), "runs": [], "settings": self.fields, **described}
+        document = {"created": utc_now(), "runs": [], "settings": self.fields, **described}
         data = json.dumps(document | _versions(), indent=2).encode()
         if not self.output.create(NAME, data):
             self.check()
@@ -38,7 +38,7 @@ class RunFile:
 
     def finish(self, described: dict[str, Any], run: dict[str, Any]) -> None:
         """Note a run that came to its end."""
-        self._change(described | _versions(), {"finished": now(), **run})
+        self._change(described | _versions(), {"finished": utc_now(), **run})
 
     def _change(self, values: dict[str, Any], run: dict[str, Any] | None = None) -> None:
         """Nothing of what a driver beside this one notes is lost."""
@@ -91,6 +91,6 @@ def _versions() -> dict[str, Any]:
     return {"versions": packages | ours}
 
 
-def now() -> str:
+def utc_now() -> str:
     """This moment, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -270,7 +270,7 @@ class Output:
 
     def list(self, folder: str) -> Sequence[str]:
         """Names, relative to `folder`, of all files under it that are whole, sorted."""
-        return [name for name, _ in self._entries(folder) if not is_temporary(name)]
+        return [name for name, _ in self._entries(folder)]
 
     def temporaries(self) -> Sequence[str]:
         """Names of all files that a killed process was writing: only a disk has such."""
@@ -297,6 +297,7 @@ class Output:
             return not os.path.isdir(self.root) or not os.listdir(self.root)
 
     def _entries(self, folder: str) -> Sequence[tuple[str, dict[str, Any]]]:
+        """Names and entries of fsspec; what is being written at this moment is not there yet."""
         root = self.path(folder)
         with self._refusals("list", folder):
             if self.protocol == "s3":
@@ -304,7 +305,7 @@ class Output:
             else:
                 listed = [*self.fs.find(root, detail=True).values()]
         found = [(str(entry["name"])[len(root) + 1 :], entry) for entry in listed]
-        return sorted(found, key=lambda e: e[0])
+        return sorted((e for e in found if not is_temporary(e[0])), key=lambda e: e[0])
 
     @contextlib.contextmanager
     def _refusals(self, verb: str, name: str) -> Iterator[None]:

@@ -15,8 +15,6 @@ from pipeline.manifest import ShardRef
 from pipeline.storage import Output
 from pipeline.summary import Summary
 
-_SUMMARIES = 256
-
 
 @dataclass(frozen=True)
 class Work:
@@ -64,11 +62,10 @@ def stale_shards(output: Output, refs: Iterable[ShardRef]) -> set[int]:
 def _failures(output: Output, there: Sequence[ShardRef], codes: tuple[str, ...]) -> dict[int, int]:
     """How many units of each part failed with one of the codes, or with any."""
     shards = sorted(ref.shard for ref in there)
-    counts = {}
-    for shard, text in zip(shards, part_summaries(output, shards), strict=True):
-        failed = Summary.from_json(text).failed
-        counts[shard] = sum(failed[code] for code in codes or failed)
-    return counts
+    return {
+        shard: sum(summary.failed[code] for code in codes or summary.failed)
+        for shard, summary in zip(shards, part_summaries(output, shards), strict=True)
+    }
 
 
 class Totals:
@@ -97,9 +94,8 @@ class Totals:
 
     def _read(self) -> Summary:
         total = Summary()
-        for start in range(0, len(self.shards), _SUMMARIES):
+        for summary in part_summaries(self.output, self.shards):
             if self._stop.is_set():
                 break
-            for text in part_summaries(self.output, self.shards[start : start + _SUMMARIES]):
-                total.add(Summary.from_json(text))
+            total.add(summary)
         return total

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import count
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +16,8 @@ import pyarrow.parquet as pq
 from pipeline.commit import FOLDER, SUCCESS, SUMMARY_KEY, done_shards, mark_success, part_name
 from pipeline.errors import PosemillError, UsageError
 from pipeline.runfile import NAME as RUN_FILE
-from pipeline.runfile import now, read_run_file
+from pipeline.runfile import read_run_file, utc_now
+from pipeline.scratch import batches, scratch
 from pipeline.storage import Output, StorageOptions
 from pipeline.upkeep.settings import CompactSettings
 
@@ -46,33 +44,18 @@ def compact(settings: CompactSettings, on_progress: Callable[[int, int], None]) 
     total = table.count_rows()
     target.replace(RUN_FILE, json.dumps(_run_file(source), indent=2).encode())
     written = 0
-    with tempfile.TemporaryDirectory(prefix="posemill-compact-") as folder:
-        sorter = duckdb.connect(
-            config={"memory_limit": f"{settings.memory}MB", "temp_directory": folder}
-        )
-        with sorter, _space(folder):
-            for values in _partitions(table, settings.partition_by):
-                for file, rows in _files(sorter, table, values, settings.rows_per_file):
-                    target.replace(file, _encode(rows))
-                    written += rows.num_rows
-                    on_progress(written, total)
+    with scratch(settings.memory) as (sorter, _):
+        for values in _partitions(table, settings.partition_by):
+            for file, rows in _files(sorter, table, values, settings.rows_per_file):
+                target.replace(file, _encode(rows))
+                written += rows.num_rows
+                on_progress(written, total)
     if written != total or source.read(SUCCESS) != success:
         raise PosemillError(
             f"somebody changed {source.uri} meanwhile; remove {target.uri} and run the same again"
         )
-    mark_success(target, {**json.loads(success), "rows": written, "compacted": now()})
+    mark_success(target, {**json.loads(success), "rows": written, "compacted": utc_now()})
     return written
-
-
-@contextmanager
-def _space(folder: str) -> Iterator[None]:
-    try:
-        yield
-    except duckdb.Error as error:
-        raise PosemillError(
-            f"sorting failed: {str(error).splitlines()[0]}; give more --memory, or room in "
-            f"{folder} (TMPDIR)"
-        ) from error
 
 
 def _partitions(table: ds.Dataset, columns: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -97,21 +80,24 @@ def _files(
         same = ds.field(name).is_null() if value is None else ds.field(name) == value
         chosen = same if chosen is None else chosen & same
     sorter.register("part", table.scanner(filter=chosen).to_reader())
-    reader = sorter.sql(f"SELECT * FROM part ORDER BY {_ORDER}").to_arrow_reader(_ROW_GROUP)
+    rows = batches(sorter, f"SELECT * FROM part ORDER BY {_ORDER}", _ROW_GROUP)
     folder = "/".join([FOLDER, *(f"{name}={_spelt(value)}" for name, value in values.items())])
-    numbers = count()
-    waiting: list[pa.RecordBatch] = []
-    for batch in reader:
-        while batch.num_rows:
-            room = most - sum(b.num_rows for b in waiting)
-            waiting.append(batch.slice(0, room))
-            batch = batch.slice(min(room, batch.num_rows))
-            if sum(b.num_rows for b in waiting) == most:
-                yield f"{folder}/{next(numbers):05d}.parquet", _typed(waiting, table, values)
-                waiting = []
-    if waiting:
-        yield f"{folder}/{next(numbers):05d}.parquet", _typed(waiting, table, values)
+    for number, together in enumerate(_cut(rows, most)):
+        yield f"{folder}/{number:05d}.parquet", _typed(together, table, values)
     sorter.unregister("part")
+
+
+def _cut(rows: Iterator[pa.RecordBatch], most: int) -> Iterator[list[pa.RecordBatch]]:
+    """The same rows, `most` at a time but for the last."""
+    together, room = list[pa.RecordBatch](), most
+    for batch in rows:
+        while batch.num_rows >= room:
+            yield [*together, batch.slice(0, room)]
+            batch, together, room = batch.slice(room), [], most
+        together.append(batch)
+        room -= batch.num_rows
+    if room < most:
+        yield together
 
 
 def _typed(batches: list[pa.RecordBatch], table: ds.Dataset, values: dict[str, Any]) -> pa.Table:

@@ -46,8 +46,8 @@ def status(settings: StatusSettings) -> Status:
         if (shard := shard_of(f"{FOLDER}/{name}")) in units and shard is not None
     }
     done = Summary()
-    for text in part_summaries(output, written):
-        done.add(Summary.from_json(text))
+    for summary in part_summaries(output, written):
+        done.add(summary)
     holders = lock.holders(output)
     document = read_run_file(output) or {}
     return Status(

@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import commit, manifest
-from pipeline.commit import SUCCESS, part_name, read_part, shard_of
+from pipeline.commit import SUCCESS, part_name, read_part, shard_of, summary_in
 from pipeline.manifest import Manifest, ShardRef, opened
 from pipeline.runfile import read_run_file
 from pipeline.storage import Output
-from pipeline.summary import Summary
 from pipeline.upkeep.settings import VerifySettings
 
 _AT_ONCE = 1024
@@ -111,8 +110,9 @@ def _check(output: Output, ref: ShardRef, is_there: bool, fingerprint: str | Non
         findings.note("unit without rows", len(planned), f"shard {ref.shard} has no part")
         return findings
     try:
-        described, rows = _read(output, ref.shard)
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        rows = read_part(output, ref.shard, _KEY)
+        described = summary_in(rows.schema)
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         findings.note("part that cannot be read", 1, f"{part_name(ref.shard)}: {error}")
         return findings
     units = pc.unique(rows["unit_id"])
@@ -139,11 +139,6 @@ def _planned_units(output: Output, ref: ShardRef) -> pa.Array:
         units = file.read_row_group(ref.row_group, columns=["unit_id"])["unit_id"]
     retired = pa.array(ref.retired, pa.int64())
     return pc.unique(units.filter(pc.invert(pc.is_in(units, retired))))
-
-
-def _read(output: Output, shard: int) -> tuple[Summary, pa.Table]:
-    rows = read_part(output, shard, _KEY)
-    return Summary.from_json(rows.schema.metadata[commit.SUMMARY_KEY]), rows
 
 
 def _check_success(output: Output, findings: Findings) -> None:

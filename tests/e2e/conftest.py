@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,8 @@ from cpm_core.weights import WeightsInfo, save_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Job = Callable[..., "subprocess.CompletedProcess[str]"]
+UNITS = 160
+"""Pictures in `many`."""
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -60,6 +63,24 @@ def photos(tmp_path: Path) -> Path:
     for i in range(40):
         assert cv2.imwrite(str(folder / f"figure-{i:03d}.jpg"), draw_figure(i))
     return folder
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A folder of 160 drawn figures."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(UNITS):
+        cv2.imwrite(str(folder / f"{i:04d}.jpg"), draw_figure(i))
+    return folder
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """Where the cluster notes that it is the current one: nobody else shall find that. Short, since
+    sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield path
 
 
 @pytest.fixture(scope="session")

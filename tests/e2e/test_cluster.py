@@ -81,22 +81,8 @@ def test_wrong_token_is_told(
 
 def test_one_cpu_is_enough(tmp_path: Path, photos: Path, tiny: tuple[str, ...]) -> None:
     """A Ray of one CPU runs the whole graph."""
-    script = (
-        "import ray, sys\n"
-        "from jobs.cli import main\n"
-        "ray.init(address='local', num_cpus=1, include_dashboard=False)\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
     out = str(tmp_path / "out")
-    result = subprocess.run(
-        [sys.executable, "-c", script, "annotate", str(photos), out, *tiny],
-        env=job_environment(),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
+    annotate_with_ray("num_cpus=1", str(photos), out, *tiny)
     assert_accounted(read_table(out), 40)
 
 
@@ -108,22 +94,26 @@ def test_a_small_object_store_is_enough(tmp_path: Path, cpus: int) -> None:
     (tmp_path / "in").mkdir()
     for i in range(700):
         cv2.imwrite(str(tmp_path / "in" / f"{i:03d}.jpg"), draw_figure(i))
+    out = str(tmp_path / "out")
+    words = [str(tmp_path / "in"), out, "--people", "whole-image", "--stall-after", "60"]
+    annotate_with_ray(f"num_cpus={cpus}, object_store_memory=200_000_000", *words, timeout=840)
+    assert_accounted(read_table(out), 700)
+
+
+def annotate_with_ray(settings: str, *words: str, timeout: float = 240) -> None:
+    """`posemill annotate` on a local Ray that was started with these settings; it succeeds."""
     script = (
         "import ray, sys\n"
         "from jobs.cli import main\n"
-        f"ray.init(address='local', num_cpus={cpus}, object_store_memory=200_000_000,\n"
-        "         include_dashboard=False)\n"
+        f"ray.init(address='local', include_dashboard=False, {settings})\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    out = str(tmp_path / "out")
-    words = [str(tmp_path / "in"), out, "--people", "whole-image", "--stall-after", "60"]
     result = subprocess.run(
         [sys.executable, "-c", script, "annotate", *words],
         env=job_environment(),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=840,
+        timeout=timeout,
     )
     assert result.returncode == 0, result.stderr
-    assert_accounted(read_table(out), 700)

@@ -10,23 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
-import pytest
-
-from tests.e2e.conftest import REPOSITORY, Job, draw_figure, job_environment
+from tests.e2e.conftest import REPOSITORY, UNITS, Job, job_environment
 from tests.e2e.test_annotate import assert_accounted, assert_clean, read_table
-
-UNITS = 160
-
-
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """A folder of 160 drawn figures."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for i in range(UNITS):
-        cv2.imwrite(str(folder / f"{i:04d}.jpg"), draw_figure(i))
-    return folder
 
 
 @contextmanager
@@ -164,7 +149,7 @@ def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny: tuple
         "from pipeline.progress import Reporter\n"
         "reporter = Reporter()\n"
         "run = Run(AnnotateSettings.parse(sys.argv[1:], 'test'), reporter)\n"
-        "shards = list(run.planner.plan(write=True).shards(run.output))\n"
+        "shards = list(run.planner.plan(run.planner.look_up(), write=True).shards(run.output))\n"
         "with Executor(run._executor_inputs(), reporter) as executor:\n"
         "    outcomes = list(executor.run_unit_by_unit(shards))\n"
         "assert [o.committed for o in outcomes] == [True], outcomes\n"

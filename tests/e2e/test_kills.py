@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import pyarrow as pa
 import pyarrow.fs
 import pytest
 
-from tests.e2e.conftest import REPOSITORY, Job, draw_figure, job_environment
+from tests.e2e.conftest import REPOSITORY, UNITS, Job, job_environment
 from tests.e2e.test_annotate import assert_accounted, assert_clean, read_table
 from tests.e2e.test_faults import running, wait_for_parts
 from tests.faults.output import part_files
 from tests.faults.processes import family, hit, wait_until, with_role
 
-UNITS = 160
 PACKAGES = Path(__file__).parents[1] / "pipeline"
-
-
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """A folder of 160 drawn figures."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for i in range(UNITS):
-        cv2.imwrite(str(folder / f"{i:04d}.jpg"), draw_figure(i))
-    return folder
 
 
 def parts(out: Path) -> int:
@@ -162,14 +148,6 @@ print("late node used:", used)
 cluster.shutdown()
 sys.exit(code)
 """
-
-
-@pytest.fixture
-def ray_folder() -> Iterator[str]:
-    """Where the cluster notes that it is the current one: nobody else shall find that. Short, since
-    sockets lie in it."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as path:
-        yield path
 
 
 @pytest.mark.soak

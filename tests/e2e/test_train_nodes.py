@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,14 +55,6 @@ code = training.wait()
 cluster.shutdown()
 sys.exit(code)
 """
-
-
-@pytest.fixture
-def ray_folder() -> Iterator[str]:
-    """Where the cluster notes that it is the current one: nobody else shall find that. Short, since
-    sockets lie in it."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as path:
-        yield path
 
 
 @pytest.mark.soak

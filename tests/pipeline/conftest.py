@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import pytest
 from botocore.session import Session
 from s3fs import S3FileSystem
 
+from pipeline.inputs import Input, Passed, named
+from pipeline.lists import Boxes
 from pipeline.storage import Output, StorageOptions
 
 OPTIONS = StorageOptions()
@@ -105,3 +107,12 @@ def bucket(s3: Any) -> Place:
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     s3.create_bucket(Bucket=name)
     return Place(f"s3://{name}", f"s3://{name}", s3)
+
+
+def expand(
+    names: Iterable[str], options: StorageOptions, boxes: Boxes | None, passed: Passed
+) -> Iterator[Input]:
+    """Every input that the names stand for, in order."""
+    for name in names:
+        for part in named(name, options, boxes, passed).parts:
+            yield from part()

@@ -23,9 +23,9 @@ from pipeline import fetch as module
 from pipeline import storage as storage_module
 from pipeline.errors import InputError
 from pipeline.fetch import fetch
-from pipeline.inputs import Passed, expand
+from pipeline.inputs import Passed
 from pipeline.storage import StorageOptions
-from tests.pipeline.conftest import OPTIONS, Place
+from tests.pipeline.conftest import OPTIONS, Place, expand
 
 MOST = 1 << 20
 

@@ -16,12 +16,12 @@ from pipeline.decoder import _answer
 from pipeline.errors import InputError, PosemillError, UsageError, redact
 from pipeline.fetch import fetch
 from pipeline.guard import Decoder
-from pipeline.inputs import Input, Passed, expand
+from pipeline.inputs import Input, Passed
 from pipeline.messages import Failure
 from pipeline.rows import UnitRows, crops_table, pack, unpack
 from pipeline.units import GivenBox, Unit
 from pipeline.worker import UnitWorker
-from tests.pipeline.conftest import OPTIONS, Place
+from tests.pipeline.conftest import OPTIONS, Place, expand
 from tests.pipeline.test_pictures import encoded
 from tests.pipeline.test_plan import decoder_config
 from tests.pipeline.videos import write_video

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.inputs import Input, Passed, Selection, expand, kind_of
+from pipeline.inputs import Input, Passed, Selection, kind_of
 from pipeline.lists import boxes_by_uri, read_table
 from pipeline.storage import StorageOptions
 from pipeline.units import GivenBox
-from tests.pipeline.conftest import OPTIONS, Place
+from tests.pipeline.conftest import OPTIONS, Place, expand
 
 
 def expanded(*names: str) -> list[Input]:

@@ -51,7 +51,7 @@ def rows_of(number: int, people: int = 1, code: str | None = None) -> list[dict[
 def write_part(output: Output, shard: int, rows: list[dict[str, Any]], **metadata: str) -> None:
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     described = {schema.METADATA_KEY: json.dumps(metadata).encode()} if metadata else METADATA
-    assert commit_part(output, shard, table, described, Summary.of(table).to_json())
+    assert commit_part(output, shard, table, described, Summary.of(table))
 
 
 def make(store: Place, parts: int = 3) -> Output:
@@ -131,7 +131,7 @@ def test_a_part_that_is_not_what_it_says_is_found(store: Place) -> None:
     output = make(store)
     output.remove(part_name(0))
     table = pa.Table.from_pylist(GOOD, schema=SCHEMA)
-    commit_part(output, 0, table, METADATA, Summary(units=4, rows=9).to_json())
+    commit_part(output, 0, table, METADATA, Summary(units=4, rows=9))
     assert wrong(output) == {"part whose summary is not its content": 1}
 
 

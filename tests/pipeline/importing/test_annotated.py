@@ -15,6 +15,7 @@ from pipeline import schema
 from pipeline.commit import commit_part
 from pipeline.errors import UsageError
 from pipeline.storage import Output, StorageOptions
+from pipeline.summary import Summary
 from tests.pipeline.conftest import Place
 from tests.pipeline.importing.sources import SIZE, pose, rows, run, write_picture
 from tests.pipeline.videos import SIZE as VIDEO_SIZE
@@ -57,7 +58,7 @@ def write_table(output: Output, *parts: list[dict[str, Any]]) -> str:
     table_schema, metadata = schema.annotation_table(14), schema.table_metadata({}, LSP)
     for shard, part in enumerate(parts):
         table = pa.Table.from_pylist(part, schema=table_schema)
-        assert commit_part(output, shard, table, metadata, "{}")
+        assert commit_part(output, shard, table, metadata, Summary())
     return output.uri
 
 
