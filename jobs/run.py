@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError
 
 from pipeline.errors import LockedError, PosemillError, UsageError, redact
 from pipeline.settings import Settings
+from pipeline.storage import check_endpoint
 
 DONE, FAILED, USAGE, NOTHING_TO_DO, LOCKED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
@@ -41,7 +42,10 @@ def run(
     signals: list[int] = []
     try:
         with _interrupted_by_sigterm(signals):
-            code = job(kind.parse(sys.argv[1:] if arguments is None else arguments, program))
+            settings = kind.parse(sys.argv[1:] if arguments is None else arguments, program)
+            if endpoint := getattr(settings, "s3_endpoint", None):
+                check_endpoint(endpoint)
+            code = job(settings)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE

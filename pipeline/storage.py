@@ -10,11 +10,14 @@ import contextlib
 import errno
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import fsspec
 import fsspec.asyn
@@ -40,6 +43,9 @@ _S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
 is throttled, whose answer has no body to say so. botocore's adaptive mode slows the whole client
 down: 300 small reads of which a tenth was answered SlowDown took 56 s with it, and 4 s so."""
 
+_CONNECT_ATTEMPTS = 3
+_CONNECT_S = 5.0
+
 
 @dataclass(frozen=True)
 class StorageOptions:
@@ -64,6 +70,35 @@ class StorageOptions:
         if self.requester_pays:
             options["requester_pays"] = True
         return options
+
+
+def check_endpoint(url: str) -> None:
+    """Connect to the S3 server at `url` once, before its client tries each request for minutes.
+
+    Raises UsageError for what is no URL of a server, PosemillError where nothing answers. Behind a
+    proxy nothing is tried.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (KeyError, ValueError):
+        host = None
+    if not host:
+        raise UsageError(f"--s3-endpoint {url} is no URL: give one as http://host:9000")
+    if parts.scheme in getproxies() and not proxy_bypass(host):
+        return
+    for attempt in range(_CONNECT_ATTEMPTS):
+        time.sleep(attempt)
+        try:
+            socket.create_connection((host, port), _CONNECT_S).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            return
+    raise PosemillError(
+        f"cannot reach the server of --s3-endpoint {url}: {reason}; check the address and that it "
+        "runs, then run the same again"
+    )
 
 
 def protocol_of(uri: str) -> str:

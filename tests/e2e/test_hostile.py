@@ -107,7 +107,7 @@ def test_credentials_of_a_run_reach_no_file(
         pytest.param(["s3://planted-nowhere/in"], "no such input", id="wrong bucket"),
         pytest.param(
             ["s3://planted/in", "--s3-endpoint", f"http://user:{PASSWORD}@127.0.0.1:9"],
-            "error: cannot list",
+            "error: cannot reach",
             id="endpoint that fails",
         ),
         pytest.param(

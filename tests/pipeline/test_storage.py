@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +16,12 @@ from aiohttp import ClientPayloadError
 from botocore.exceptions import ClientError
 
 from pipeline import local_files as module
+from pipeline import storage as module_storage
 from pipeline.errors import PosemillError, UsageError
 from pipeline.storage import (
     Output,
     StorageOptions,
+    check_endpoint,
     open_filesystem,
     path_of,
     protocol_of,
@@ -253,3 +256,38 @@ def test_a_body_that_breaks_off_is_asked_for_again(
             until_whole(read)
     assert len(pauses) == broken
     assert all(pause <= 0.3 * 2**i for i, pause in enumerate(pauses))
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def test_endpoint_that_answers_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_endpoint(f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_endpoint_where_nothing_listens_is_told_in_seconds(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(module_storage.time, "sleep", pauses.append)
+    with pytest.raises(PosemillError, match=r"cannot reach .*127\.0\.0\.1.*refused; check"):
+        check_endpoint(f"http://127.0.0.1:{free_port}")
+    assert pauses == [0, 1, 2]
+
+
+@pytest.mark.parametrize("url", ["localhost:9000", "ftp://host", "http://", "http://h:port", "x"])
+def test_what_is_no_endpoint_is_told(url: str) -> None:
+    with pytest.raises(UsageError, match="give one as http://host:9000"):
+        check_endpoint(url)
+
+
+def test_behind_a_proxy_nothing_is_tried(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    check_endpoint(f"http://127.0.0.1:{free_port}")
