@@ -1,6 +1,6 @@
 """Memory of the driver and its workers over a run of 20,000 small pictures.
 
-    python benchmarks/memory.py [--pictures 20000] [--plot docs/memory.png]
+    python -m benchmarks.memory [--pictures 20000] [--plot docs/memory.png]
 
 Samples the anonymous memory of each process (the object store, which is shared, has a size of its
 own) and prints, by role, the median of the run's second quarter beside that of its last: of memory
@@ -22,16 +22,9 @@ import cv2
 import numpy as np
 import psutil
 
-_EVERY_S = 2.0
-_ROLES = {
-    "PrepareStage": "prepare",
-    "EstimateStage": "estimate",
-    "CommitStage": "commit",
-    "pipeline.decoder": "decoders",
-    "raylet": "raylet",
-    "gcs_server": "gcs",
-}
+from benchmarks.processes import anonymous_mb, role_of
 
+_EVERY_S = 2.0
 Samples = dict[str, list[tuple[float, float]]]
 
 
@@ -88,7 +81,7 @@ def sample(driver: subprocess.Popen[bytes], started: float) -> Samples:
             try:
                 role = role_of(process, root)
                 if role is not None:
-                    totals[role] += anonymous_kb(process.pid) / 1e3
+                    totals[role] += anonymous_mb(process.pid)
             except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 continue
         now = time.monotonic() - started
@@ -99,20 +92,6 @@ def sample(driver: subprocess.Popen[bytes], started: float) -> Samples:
         except subprocess.TimeoutExpired:
             continue
     return samples
-
-
-def anonymous_kb(pid: int) -> int:
-    """Memory of a process that is neither of files nor shared."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
-
-
-def role_of(process: psutil.Process, root: psutil.Process) -> str | None:
-    """What a process of the run does."""
-    if process == root:
-        return "driver"
-    words = " ".join(process.cmdline())
-    return next((role for mark, role in _ROLES.items() if mark in words), None)
 
 
 def quarters(points: list[tuple[float, float]], seconds: float) -> tuple[float, float]:

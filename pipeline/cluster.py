@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ NODE_LABEL = "ray.io/node-id"
 """Ray's own label of every node, to place actors and tasks on a certain one."""
 
 _COMMIT_CPUS = 0.1
+_ESTIMATORS_PER_COMMIT = 16
+_LARGEST_SHARD = 64 << 20
+"""Bytes of crops that a shard is planned for at most."""
 _CPUS_PER_GROUP = 8
 _CPUS_PER_GPU_PREPARER = 4
 
@@ -53,6 +56,8 @@ class Layout:
     decoders: int
     threads: int
     device: str
+    shards_ahead: int = 2
+    """Shards whose crops may be held, or be in the making, at a time."""
 
     @property
     def operators(self) -> tuple[Operator, ...]:
@@ -130,20 +135,39 @@ def _code_for_workers() -> dict[str, Any]:
     return {"py_modules": [str(root / name) for name in ("cpm_core", "pipeline", "jobs")]}
 
 
-def layout(settings: AnnotateSettings, nodes: list[dict[str, float]]) -> Layout:
-    """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them."""
+def layout(settings: AnnotateSettings, nodes: list[dict[str, float]], light: bool) -> Layout:
+    """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them.
+
+    On CPUs a `light` network runs in as many actors as there are CPUs, a thread each: threads that
+    share a picture wait for one another, which costs half of the speed where others work, too. A
+    heavy one has an actor for all CPUs of a group, as its memory counts.
+    """
     gpus = sum(node.get("GPU", 0) for node in nodes)
     if settings.device == "cuda" or (settings.device == "auto" and gpus >= 1):
-        return _layout_on_gpus(settings, nodes, int(gpus))
+        chosen = _layout_on_gpus(settings, nodes, int(gpus))
+    else:
+        chosen = _layout_on_cpus(settings, nodes, light)
+    store = sum(node.get("object_store_memory", 0) for node in nodes)
+    workers = chosen.prepare.actors + chosen.estimate.actors
+    ahead = max(2, min(2 * workers, int(store / 2 // _LARGEST_SHARD)))
+    return replace(chosen, shards_ahead=ahead)
+
+
+def _layout_on_cpus(
+    settings: AnnotateSettings, nodes: list[dict[str, float]], light: bool
+) -> Layout:
     sizes = [node["CPU"] for node in nodes if node.get("CPU")]
     group = max(1.0, min(_CPUS_PER_GROUP, *sizes))
     groups = max(1, sum(int(size // group) for size in sizes))
+    threads = settings.threads or (1 if light else int(group))
+    each = max(1, int(group) // threads)
+    estimators = settings.estimators or groups * each
     return Layout(
         Operator("prepare", settings.preparers or groups, round(0.35 * group, 2)),
-        Operator("estimate", settings.estimators or groups, round(0.45 * group, 2)),
-        Operator("commit", 1, _COMMIT_CPUS),
+        Operator("estimate", estimators, round(0.45 * group / each, 2)),
+        _commit(estimators),
         settings.decoders or max(1, round(group / 4)),
-        settings.threads or max(1, int(group)),
+        threads,
         "cpu",
     )
 
@@ -155,23 +179,28 @@ def _layout_on_gpus(settings: AnnotateSettings, nodes: list[dict[str, float]], g
     per_node = max(1, round(smallest / _CPUS_PER_GPU_PREPARER))
     each = math.floor(100 * smallest / per_node) / 100
     preparers = max(1, sum(int(f / each + 1e-9) for f in free if f > 0))
+    estimators = settings.estimators or max(1, gpus)
     return Layout(
         Operator("prepare", settings.preparers or preparers, each),
-        Operator("estimate", settings.estimators or max(1, gpus), _COMMIT_CPUS, 1.0),
-        Operator("commit", 1, _COMMIT_CPUS),
+        Operator("estimate", estimators, _COMMIT_CPUS, 1.0),
+        _commit(estimators),
         settings.decoders or max(1, math.ceil(each)),
         settings.threads or 1,
         "cuda",
     )
 
 
-def cluster_layout(settings: AnnotateSettings) -> Layout:
+def _commit(estimators: int) -> Operator:
+    return Operator("commit", 1 + (estimators - 1) // _ESTIMATORS_PER_COMMIT, _COMMIT_CPUS)
+
+
+def cluster_layout(settings: AnnotateSettings, light: bool) -> Layout:
     """The layout for the connected cluster, checked. PosemillError says what is missing."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in alive]
     if not any(node.get("CPU") for node in nodes):
         raise PosemillError("the Ray cluster has no node with a CPU for work; add worker nodes")
-    chosen = layout(settings, nodes)
+    chosen = layout(settings, nodes, light)
     check_placement(chosen, nodes)
     return chosen
 

@@ -178,19 +178,6 @@ def _spread(values: NDArray[np.float32], people: NDArray[np.bool_]) -> pa.Array:
     )
 
 
-def pack(table: pa.Table) -> pa.Buffer:
-    """A table as Arrow IPC bytes."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def unpack(data: pa.Buffer) -> pa.Table:
-    """Undo `pack`; the columns point into `data`."""
-    return pa.ipc.open_stream(data).read_all()
-
-
 def failure_rows(units: Iterable[Unit], error: InputError) -> Iterator[UnitRows]:
     """Units that all failed in the same way."""
     for unit in units:

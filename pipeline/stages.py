@@ -1,18 +1,16 @@
-"""The three stages of the graph: prepare, estimate, commit.
+"""The three stages that a shard goes through: prepare, estimate, commit.
 
-A row of the Ray Data graph is a whole shard: its tables travel as Arrow IPC bytes in the column
-`payload`, so that Ray can neither cut a shard in two nor merge two, and a batch of one row is one
-shard on CPU and GPU alike.
+Each does a whole shard at a time, as an actor of Ray, and answers with rows for the next stage and
+a `Report` for the driver.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +24,8 @@ from pipeline.guard import Decoder
 from pipeline.manifest import ShardRef, open_file
 from pipeline.messages import DecoderConfig
 from pipeline.poses import estimate_rows
-from pipeline.rows import UnitRows, crops_table, pack, unpack
-from pipeline.stall import Pulse
+from pipeline.rows import UnitRows, crops_table
+from pipeline.stall import Note, Pulse
 from pipeline.storage import Output, protocol_of
 from pipeline.summary import Summary
 from pipeline.units import Unit
@@ -106,73 +104,79 @@ class Prepare:
         return rows
 
 
-class PrepareStage:
-    """`Prepare` as Ray Data calls it."""
+class Stage:
+    """What an actor of any stage can be asked."""
 
-    def __init__(self, config: Any, output: Output, decoders: int, board: Any) -> None:
+    def __init__(self, pulse: Pulse) -> None:
+        self.pulse = pulse
+
+    def node(self) -> str:
+        """Where it runs; answered once it has started."""
         import ray
 
-        self.prepare = Prepare(ray.get(config), output, decoders, Pulse.on("prepare", board))
+        place: str = ray.get_runtime_context().get_node_id()
+        return place
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """ref -> ref, payload, seconds."""
+    def notes(self) -> list[Note]:
+        """What it is at."""
+        return self.pulse.notes()
+
+
+class PrepareStage(Stage):
+    """`Prepare` as an actor."""
+
+    def __init__(self, config: DecoderConfig, output: Output, decoders: int) -> None:
+        super().__init__(Pulse("prepare"))
+        self.prepare = Prepare(config, output, decoders, self.pulse)
+
+    def shard(self, ref: ShardRef) -> tuple[pa.Table, Report]:
+        """Rows with crops."""
         started = time.monotonic()
-        ref = ref_of(batch)
         table = self.prepare.shard(ref)
-        return _row(ref, table, {"prepare": time.monotonic() - started})
+        return table, Report(time.monotonic() - started)
 
 
-class EstimateStage:
-    """The network as Ray Data calls it."""
+class EstimateStage(Stage):
+    """The network as an actor."""
 
-    def __init__(self, make: Any, threads: int, same_person: float | None, board: Any) -> None:
-        import ray
+    def __init__(self, spec: EstimatorSpec, threads: int, same_person: float | None) -> None:
         import torch
 
-        self.pulse = Pulse.on("estimate", board)
+        super().__init__(Pulse("estimate"))
         self.same_person = same_person
         torch.set_num_threads(threads)
-        self.estimator: Estimator = ray.get(make).build()
+        self.estimator = spec.build()
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """ref, payload with crops, seconds -> ref, payload with keypoints, seconds."""
+    def shard(self, ref: ShardRef, crops: pa.Table) -> tuple[pa.Table, Report]:
+        """Rows with crops -> rows with keypoints."""
         started = time.monotonic()
-        ref, table, seconds = _unrow(batch)
         with self.pulse.at(f"shard {ref.shard}"):
-            rows = estimate_rows(self.estimator, table, self.same_person)
-        return _row(ref, rows, seconds | {"estimate": time.monotonic() - started})
+            rows = estimate_rows(self.estimator, crops, self.same_person)
+        return rows, Report(time.monotonic() - started)
 
 
-class CommitStage:
-    """The commit as Ray Data calls it."""
+class CommitStage(Stage):
+    """The commit as an actor."""
 
-    def __init__(
-        self, output: Output, metadata: dict[bytes, bytes], final: bool, board: Any
-    ) -> None:
-        self.pulse = Pulse.on("commit", board)
+    def __init__(self, output: Output, metadata: dict[bytes, bytes]) -> None:
+        super().__init__(Pulse("commit"))
         self.output = output
         self.metadata = metadata
-        self.final = final
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """ref, payload with keypoints, seconds -> ref, summary, committed, refused.
-
-        `refused` says why the output does not take the part: that is for the driver to tell.
-        """
+    def shard(self, ref: ShardRef, rows: pa.Table, final: bool) -> tuple[None, Report]:
+        """Write the part. Of a shard that could mostly not be fetched only if this is `final`."""
         started = time.monotonic()
-        ref, table, seconds = _unrow(batch)
-        summary = Summary.of(table)
-        committed = self.final or not out_of_reach(summary)
+        summary = Summary.of(rows)
+        committed = final or not out_of_reach(summary)
         refused = None
         if committed:
             try:
                 with self.pulse.at(f"shard {ref.shard}"):
-                    summary = commit(self.output, ref, table, summary, self.metadata)
+                    summary = commit(self.output, ref, rows, summary, self.metadata)
             except RefusedError as error:
                 refused = str(error)
-        summary.seconds.update(seconds | {"commit": time.monotonic() - started})
-        row = {"summary": [summary.to_json()], "committed": [committed]}
-        return pa.table({"ref": batch["ref"], **row, "refused": pa.array([refused], pa.string())})
+        outcome = Outcome(ref.shard, summary, committed, ref.amend, refused)
+        return None, Report(time.monotonic() - started, outcome)
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,16 @@ class Outcome:
     summary: Summary
     committed: bool
     amended: bool = False
+    refused: str | None = None
+    """Why the output does not take the part, if it does not: that is for the driver to tell."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How long a stage took with a shard; the last one also says what came of it."""
+
+    seconds: float
+    outcome: Outcome | None = None
 
 
 def out_of_reach(summary: Summary) -> bool:
@@ -215,41 +229,3 @@ class EstimatorSpec:
         from cpm_core.estimator import Estimator
 
         return Estimator(**vars(self))
-
-
-def refs_table(ref: ShardRef) -> pa.Table:
-    """A row of the graph as it starts."""
-    return pa.table({"ref": [json.dumps(asdict(ref))]})
-
-
-def ref_of(batch: pa.Table) -> ShardRef:
-    """The shard that a row of the graph is about."""
-    assert batch.num_rows == 1, "a batch is one shard"
-    return ref_from_json(batch["ref"][0].as_py())
-
-
-def ref_from_json(text: str) -> ShardRef:
-    """Undo what `refs_table` makes of a shard."""
-    values = json.loads(text)
-    redo = values["redo"] if values["redo"] is None else tuple(values["redo"])
-    return ShardRef(**{**values, "retired": tuple(values["retired"]), "redo": redo})
-
-
-def _row(ref: ShardRef, table: pa.Table, seconds: dict[str, float]) -> pa.Table:
-    payload = pack(table)
-    column = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(),
-        1,
-        [None, pa.py_buffer(_offsets(payload.size)), payload],
-    )
-    row = refs_table(ref).append_column("payload", column)
-    return row.append_column("seconds", [[json.dumps(seconds)]])
-
-
-def _unrow(batch: pa.Table) -> tuple[ShardRef, pa.Table, dict[str, float]]:
-    payload = batch["payload"][0].as_buffer()
-    return ref_of(batch), unpack(payload), json.loads(batch["seconds"][0].as_py())
-
-
-def _offsets(size: int) -> bytes:
-    return (0).to_bytes(8, "little") + size.to_bytes(8, "little")

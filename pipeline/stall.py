@@ -1,20 +1,18 @@
 """Nothing moves: which stage is at what, and since when?
 
-Every stage keeps a `Pulse` of what it is at. What takes long is noted on a board, an actor that the
-driver asks when no shard has come through for a while. While all goes well nothing is sent.
+Every actor keeps a `Pulse` of what it is at, for which the driver asks when no shard has come
+through for a while. While all goes well nothing is sent.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-_LOOK_EVERY_S = 5.0
 _LAST_LOOK_S = 1.0
 
 
@@ -27,54 +25,16 @@ class Note:
     seconds: float
 
 
-class Board:
-    """Notes by actor; made an actor of Ray by the executor."""
-
-    def __init__(self) -> None:
-        self._notes: dict[str, tuple[Note, float]] = {}
-
-    def pin(self, key: str, note: Note | None) -> None:
-        """An actor's latest note, or none."""
-        self._notes.pop(key, None)
-        if note is not None:
-            self._notes[key] = note, time.monotonic()
-
-    def notes(self) -> list[Note]:
-        """All notes, the longest first."""
-        now = time.monotonic()
-        aged = [
-            Note(note.stage, note.what, note.seconds + now - pinned)
-            for note, pinned in self._notes.values()
-        ]
-        return sorted(aged, key=lambda note: -note.seconds)
-
-
 class Pulse:
-    """What one actor is at. `pin`, if there is one, gets a note of what has taken long, and None
-    when it is over."""
+    """What one actor is at: several threads may be at several things."""
 
-    def __init__(
-        self,
-        stage: str,
-        pin: Callable[[str, Note | None], object] | None = None,
-        look_every_s: float = _LOOK_EVERY_S,
-    ) -> None:
+    def __init__(self, stage: str) -> None:
         self.stage = stage
-        self._key = uuid.uuid4().hex
         self._started: dict[object, tuple[str, float]] = {}
-        self._is_pinned = False
-        self._every = look_every_s
-        if pin is not None:
-            threading.Thread(target=self._look, args=(pin,), name="pulse", daemon=True).start()
-
-    @classmethod
-    def on(cls, stage: str, board: Any) -> Self:
-        """A pulse whose notes go to a board that is an actor."""
-        return cls(stage, board.pin.remote)
 
     @contextmanager
     def at(self, what: str) -> Iterator[None]:
-        """While inside, the actor is at this; several threads may be at several things."""
+        """While inside, the actor is at this."""
         key = object()
         self._started[key] = what, time.monotonic()
         try:
@@ -82,17 +42,11 @@ class Pulse:
         finally:
             del self._started[key]
 
-    def _look(self, pin: Callable[[str, Note | None], object]) -> None:
-        stop = threading.Event()
-        while not stop.wait(self._every):
-            now = time.monotonic()
-            # A copy, as others come and go.
-            started = list(self._started.values())
-            what, since = min(started, key=lambda item: item[1], default=("", now))
-            takes_long = now - since >= self._every
-            if takes_long or self._is_pinned:
-                pin(self._key, Note(self.stage, what, now - since) if takes_long else None)
-            self._is_pinned = takes_long
+    def notes(self) -> list[Note]:
+        """All that it is at."""
+        now = time.monotonic()
+        # A copy, as others come and go.
+        return [Note(self.stage, what, now - at) for what, at in list(self._started.values())]
 
 
 class Watchdog:

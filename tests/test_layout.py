@@ -14,17 +14,17 @@ def settings(**values: object) -> AnnotateSettings:
     return AnnotateSettings.build({"input": ["in"], "output": "out", **values})
 
 
-def node(cpus: float, gpus: float = 0) -> dict[str, float]:
+def node(cpus: float, gpus: float = 0, store: float = 1e10) -> dict[str, float]:
     """Resources of a node, as Ray gives them."""
-    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    return {"CPU": cpus, "object_store_memory": store, **({"GPU": gpus} if gpus else {})}
 
 
 @pytest.mark.parametrize(
     ("nodes", "estimators", "decoders_in_all"),
     [
         ([node(1)], 1, 1),  # the smallest machine
-        ([node(2)], 1, 1),  # a laptop
-        ([node(16)] * 4, 8, 16),  # a CPU cluster: one estimator per eight CPUs
+        ([node(2)], 2, 1),  # a laptop: one estimator per CPU
+        ([node(16)] * 4, 64, 16),  # a CPU cluster
         ([node(8, 1)], 1, 8),  # one GPU and all its CPUs decode
         ([node(2, 1)], 1, 2),  # a GPU with hardly any CPU
         ([node(8, 1)] * 16, 16, 128),  # a cluster of small GPU nodes
@@ -35,7 +35,7 @@ def test_all_actors_fit_on_their_nodes(
     nodes: list[dict[str, float]], estimators: int, decoders_in_all: int
 ) -> None:
     """Even when Ray starts every preparer before any estimator."""
-    chosen = layout(settings(), nodes)
+    chosen = layout(settings(), nodes, light=True)
     assert chosen.estimate.actors == estimators
     assert chosen.prepare.actors * chosen.decoders == decoders_in_all
     free = [dict(n) for n in nodes]
@@ -52,13 +52,31 @@ def test_all_actors_fit_on_their_nodes(
 
 def test_smallest_graph_needs_less_than_a_cpu() -> None:
     """So that one CPU is enough and Ray has a bit to spare."""
-    chosen = layout(settings(), [node(1)])
+    chosen = layout(settings(), [node(1)], light=True)
     assert sum(o.cpus for o in chosen.operators) == pytest.approx(0.9)
+
+
+def test_a_heavy_network_has_few_actors_with_many_threads() -> None:
+    chosen = layout(settings(), [node(16)] * 4, light=False)
+    assert (chosen.estimate.actors, chosen.threads) == (8, 8)
+    assert chosen.estimate.cpus == pytest.approx(8 * 0.45)
+
+
+def test_threads_that_are_given_make_fewer_actors() -> None:
+    chosen = layout(settings(threads=4), [node(16)], light=True)
+    assert (chosen.estimate.actors, chosen.threads) == (4, 4)
+
+
+@pytest.mark.parametrize(("store", "ahead"), [(2e8, 2), (8e8, 5), (1e10, 6)])
+def test_what_is_held_ahead_fits_the_object_store(store: float, ahead: int) -> None:
+    """Two shards per worker, where half of the store has room for them; two at least."""
+    assert layout(settings(), [node(2, store=store)], light=True).shards_ahead == ahead
 
 
 def test_settings_win() -> None:
     """Explicit numbers are taken as they are."""
-    chosen = layout(settings(estimators=3, preparers=2, decoders=5, threads=7), [node(16)])
+    given = settings(estimators=3, preparers=2, decoders=5, threads=7)
+    chosen = layout(given, [node(16)], light=True)
     assert (chosen.estimate.actors, chosen.prepare.actors) == (3, 2)
     assert (chosen.decoders, chosen.threads) == (5, 7)
 
@@ -73,7 +91,7 @@ def test_settings_win() -> None:
 )
 def test_what_cannot_be_placed_is_refused(nodes: list[dict[str, float]], missing: str) -> None:
     """The message says what is missing and what there is."""
-    chosen = layout(settings(device="cuda"), [node(16, 1)])
+    chosen = layout(settings(device="cuda"), [node(16, 1)], light=True)
     with pytest.raises(PosemillError, match=missing) as refused:
         check_placement(chosen, nodes)
     assert f"on {len(nodes)} nodes" in str(refused.value)

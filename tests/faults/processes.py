@@ -12,9 +12,9 @@ import psutil
 
 Role = Literal["prepare", "estimate", "commit", "decoder", "raylet"]
 _MARKS: dict[Role, str] = {
-    "prepare": "(PrepareStage)",
-    "estimate": "(EstimateStage)",
-    "commit": "(CommitStage)",
+    "prepare": "ray::PrepareStage",
+    "estimate": "ray::EstimateStage",
+    "commit": "ray::CommitStage",
     "decoder": "pipeline.decoder",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +13,6 @@ from pipeline.amend import commit, units_to_do
 from pipeline.commit import amend_part, commit_part, part_summaries, read_part
 from pipeline.errors import PosemillError
 from pipeline.manifest import Manifest, ManifestWriter, ShardRef, open_file
-from pipeline.stages import ref_from_json, refs_table
 from pipeline.storage import Output
 from pipeline.summary import Summary
 from pipeline.units import Unit
@@ -150,14 +148,6 @@ def test_units_of_a_part_that_are_done_again(
     file = open_file(output, ref.file)
     assert [unit.unit_id for unit in units_to_do(output, again, file)] == units
     assert [unit.unit_id for unit in units_to_do(output, ref, file)] == [3, 4, 5]
-
-
-@pytest.mark.parametrize("redo", [None, (), ("timeout", "storage")])
-def test_a_reference_travels_through_the_graph(redo: tuple[str, ...] | None) -> None:
-    ref = ShardRef(7, "a/b.parquet", 3, 9, (1, 2), True, redo)
-    text = refs_table(ref)["ref"][0].as_py()
-    assert ref_from_json(text) == ref
-    assert json.loads(text)["shard"] == 7
 
 
 def test_frames_that_failed_count_their_unit_once() -> None:

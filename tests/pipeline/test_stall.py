@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import threading
 from queue import Queue
 
-from pipeline.stall import Board, Note, Pulse, Watchdog
+from pipeline.stall import Note, Pulse, Watchdog
 
 WAIT = 20.0
 
 
-def test_what_takes_long_is_pinned_and_taken_down() -> None:
-    """The longest of what its threads are at."""
-    told: Queue[tuple[str, Note | None]] = Queue()
-    pulse = Pulse("prepare", lambda key, note: told.put((key, note)), look_every_s=0.05)
-    with pulse.at("unit 1"), pulse.at("unit 2"):
-        key, note = told.get(timeout=WAIT)
-        assert note is not None
-        assert (note.stage, note.what) == ("prepare", "unit 1")
-        assert note.seconds >= 0.05
-    while note is not None:
-        again, note = told.get(timeout=WAIT)
-        assert again == key
-
-
-def test_what_is_quick_is_not_sent() -> None:
-    told: Queue[Note | None] = Queue()
-    pulse = Pulse("commit", lambda key, note: told.put(note), look_every_s=0.05)
-    seen = threading.Event()
-    for _ in range(20):
-        with pulse.at("shard 1"):
-            pass
-        seen.wait(0.01)
-    assert told.empty()
-
-
-def test_a_board_has_the_longest_first() -> None:
-    board = Board()
-    board.pin("a", Note("prepare", "unit 1", 5.0))
-    board.pin("b", Note("estimate", "shard 2", 50.0))
-    board.pin("c", Note("commit", "shard 3", 1.0))
-    board.pin("c", None)
-    assert [note.what for note in board.notes()] == ["shard 2", "unit 1"]
-    assert board.notes()[0].seconds >= 50.0
+def test_a_pulse_knows_what_all_threads_are_at() -> None:
+    pulse = Pulse("prepare")
+    with pulse.at("unit 1"):
+        with pulse.at("unit 2"):
+            notes = pulse.notes()
+        assert [note.what for note in pulse.notes()] == ["unit 1"]
+    assert [(note.stage, note.what) for note in notes] == [
+        ("prepare", "unit 1"),
+        ("prepare", "unit 2"),
+    ]
+    assert notes[0].seconds >= notes[1].seconds >= 0
+    assert pulse.notes() == []
 
 
 def test_a_watchdog_barks_when_nothing_moves_and_less_and_less() -> None:

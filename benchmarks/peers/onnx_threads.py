@@ -1,0 +1,96 @@
+"""An onnxruntime script: a pool of threads decodes and crops, and calls the session.
+
+    python -m benchmarks.peers.onnx_threads LIST RESULT --model cpm-lite.onnx
+
+`export` makes the model: uint8 crops in, belief maps of the last stage out.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers.task import BATCH, Recorder, crop, options, read_list, to_picture
+from cpm_core.decode import decode
+from cpm_core.lite import fold_batch_norm
+from cpm_core.weights import load_weights
+
+
+class LastStage(nn.Module):
+    """Crops (N, S, S, 3) uint8 -> belief maps (N, K + 1, S / 8, S / 8) of the last stage."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """As the estimator, without its views."""
+        maps: Tensor = self.model(crops.permute(0, 3, 1, 2))[-1]
+        return maps
+
+
+def export(weights: str, path: Path) -> None:
+    """Write weights as ONNX, batch of any size."""
+    loaded = load_weights(weights)
+    size = loaded.info.config.input_size
+    model = LastStage(fold_batch_norm(loaded.model()).eval())
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    shapes = {"crops": {0: torch.export.Dim("batch")}}
+    torch.onnx.export(
+        model,
+        (example,),
+        path,
+        input_names=["crops"],
+        output_names=["maps"],
+        dynamic_shapes=shapes,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def main() -> None:
+    """Run."""
+    args = options()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    items = read_list(args.list)
+    info = load_weights("cpm-lite").info
+    model = Path(os.environ["POSEMILL_ONNX"])
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = args.threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
+    from cpm_core.crops import Cropper
+
+    cropper = Cropper(info.config.input_size, info.box_factor)
+    recorder, lock = Recorder(), threading.Lock()
+
+    def work(start: int) -> None:
+        batch = items[start : start + BATCH]
+        crops, sizes = zip(*(crop(item, cropper) for item in batch), strict=True)
+        (maps,) = session.run(None, {"crops": np.concatenate(crops)[:, 0]})
+        with torch.inference_mode():
+            keypoints = decode(torch.from_numpy(maps[:, :-1])[None], info.config.cell_offset)[
+                0
+            ].numpy()
+        boxes = np.array([item.box for item in batch])
+        points = to_picture(keypoints, boxes, np.array(sizes), cropper)
+        with lock:
+            recorder.add(np.arange(start, start + len(batch)), points)
+
+    with ThreadPoolExecutor(args.workers) as threads:
+        list(threads.map(work, range(0, len(items), BATCH)))
+    recorder.save(args.result)
+
+
+if __name__ == "__main__":
+    main()

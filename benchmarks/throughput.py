@@ -1,0 +1,170 @@
+"""PoseMill beside what people would use instead: pictures per second, memory, equal answers.
+
+    python -m benchmarks.throughput [--pictures 2000] [--rounds 3] [--only posemill loop] [--json F]
+
+All get the same list of real pictures of mixed sizes, each with the whole picture as the person's
+box, and the same `cpm-lite` weights; every one runs in the layouts of LAYOUTS, and its best counts.
+Rounds alternate, so that a slow spell of the machine hits all. The rate is taken between the first
+fifth of the pictures and the last, once everybody runs; start-up and the whole time are reported
+apart. Memory is the largest sum of the proportional set sizes of all processes. Needs
+`pip install -e '.[bench]'`. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.processes import Watch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared/data"
+FOLDERS = ("coco_people", "bulk_unlabelled", "lspet_train")
+LAYOUTS = {
+    "loop": ((1, 2), (2, 1)),
+    "posemill": ((0, 0), (1, 2), (2, 1)),
+    "dataloader": ((2, 1), (1, 2), (2, 2)),
+    "ray_data": ((2, 1), (1, 2)),
+    "daft_class": ((2, 1), (1, 2)),
+    "onnx_threads": ((2, 1), (1, 2)),
+}
+"""(threads, workers) that are tried for each on two CPUs."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One run. Seconds and MiB; `rate` is pictures per second once running."""
+
+    rate: float
+    start_up: float
+    total: float
+    memory: float
+    equal: float
+    """Share of pictures with the plain loop's keypoints to a pixel, of those that score 0.1."""
+    cpus: dict[str, float]
+    """CPUs that each kind of process kept busy meanwhile."""
+
+
+def main() -> None:
+    """Run all in turn and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder of the pictures")
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=sorted(LAYOUTS), default=list(LAYOUTS))
+    parser.add_argument("--json", type=Path, help="also write all figures there")
+    options = parser.parse_args()
+    runs: dict[str, list[Figures]] = {}
+    with tempfile.TemporaryDirectory(prefix="posemill-throughput-") as name:
+        folder = Path(name)
+        pictures = write_list(options.shared, options.pictures, folder / "list.csv")
+        reference = folder / "reference.npz"
+        environment = os.environ | {"POSEMILL_ONNX": str(folder / "cpm-lite.onnx")}
+        if "onnx_threads" in options.only:
+            from benchmarks.peers.onnx_threads import export
+
+            export("cpm-lite", folder / "cpm-lite.onnx")
+        run("loop", 2, 1, pictures, reference, environment)
+        for number in range(options.rounds):
+            for peer in options.only:
+                for threads, workers in LAYOUTS[peer]:
+                    result = folder / "result.npz"
+                    began = time.time()
+                    watch = run(peer, threads, workers, pictures, result, environment)
+                    figures = measured(result, reference, began, watch)
+                    key = f"{peer} {threads}x{workers}"
+                    runs.setdefault(key, []).append(figures)
+                    print(number, key, figures, flush=True)
+    print(table(runs))
+    if options.json:
+        options.json.write_text(json.dumps({k: [asdict(f) for f in v] for k, v in runs.items()}))
+
+
+def write_list(shared: Path, count: int, target: Path) -> Path:
+    """Real pictures, the larger ones evenly among the small."""
+    found = [sorted((shared / folder).rglob("*.jpg")) for folder in FOLDERS]
+    paths = [path for paths in found for path in paths][:count]
+    if len(paths) < count:
+        sys.exit(f"{shared} has {len(paths)} pictures; {count} are asked for")
+    lines = ["uri,x,y,w,h"]
+    for index in np.random.default_rng(0).permutation(count):
+        height, width = cv2.imread(str(paths[index])).shape[:2]
+        lines.append(f"{paths[index]},0,0,{width},{height}")
+    target.write_text("\n".join(lines) + "\n")
+    return target
+
+
+def run(
+    peer: str, threads: int, workers: int, pictures: Path, result: Path, environment: dict[str, str]
+) -> Watch:
+    """Run one of them."""
+    result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", f"benchmarks.peers.{peer}", str(pictures), str(result)]
+    command += ["--threads", str(threads), "--workers", str(workers)]
+    # Waiting threads sleep instead of spinning: it is the faster way where processes share CPUs.
+    settings = {"OMP_WAIT_POLICY": "passive", "DAFT_PROGRESS_BAR": "0"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=environment | settings, stdout=log, stderr=log)
+        with Watch(process) as watch:
+            pass
+        if process.returncode:
+            log.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{log.read().decode()[-3000:]}")
+    return watch
+
+
+def measured(result: Path, reference: Path, began: float, watch: Watch) -> Figures:
+    """The figures of one record. Exits where pictures are missing or doubled."""
+    with np.load(result) as record, np.load(reference) as expected:
+        if not np.array_equal(record["indices"], expected["indices"]):
+            sys.exit(f"{result}: {len(record['indices'])} of {len(expected['indices'])} pictures")
+        times, counts = record["times"], record["counts"]
+        first = int(np.searchsorted(counts, counts[-1] / 5))
+        rate = (counts[-1] - counts[first]) / (times[-1] - times[first])
+        points, others = record["keypoints"], expected["keypoints"]
+        seen = (points[..., 2] > 0.1) | (others[..., 2] > 0.1)
+        distance = np.linalg.norm(points[..., :2] - others[..., :2], axis=-1)
+        equal = float(np.mean(np.all((distance < 1) | ~seen, axis=1)))
+        cpus = watch.cpus(times[first], times[-1])
+        return Figures(
+            float(rate), times[0] - began, times[-1] - began, watch.peak_mib, equal, cpus
+        )
+
+
+def table(runs: dict[str, list[Figures]]) -> str:
+    """Medians and spread, and each one's rate beside PoseMill's."""
+    lines = [
+        "| | pictures/s | spread | PoseMill is | first, s | all, s | peak MiB | equal |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    ours = [f.rate for f in runs.get("posemill 0x0", [])]
+    for name, figures in runs.items():
+        rates = [f.rate for f in figures]
+        pairs = [a / b for a, b in zip(ours, rates, strict=True)] if ours else []
+        ratio = f"{statistics.median(pairs):.2f}" if pairs else ""
+        middle = [
+            f"{statistics.median(getattr(f, n) for f in figures):.{d}f}"
+            for n, d in (("start_up", 1), ("total", 1), ("memory", 0), ("equal", 3))
+        ]
+        spread = f"{min(rates):.0f} to {max(rates):.0f}"
+        cells = [name, f"{statistics.median(rates):.0f}", spread, ratio, *middle]
+        lines.append(f"| {' | '.join(cells)} |")
+    for name in (name for name in runs if name.startswith("posemill")):
+        for role in sorted({role for f in runs.get(name, []) for role in f.cpus}):
+            busy = statistics.median(f.cpus.get(role, 0.0) for f in runs[name])
+            lines.append(f"{name}: {role} {busy:.2f} CPU")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
