@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.fetch import fetch
 from pipeline.guard import Decoder
 from pipeline.inputs import Input, Passed
 from pipeline.messages import Failure
-from pipeline.rows import UnitRows, crops_table, pack, unpack
+from pipeline.rows import UnitRows, crops_table
 from pipeline.units import GivenBox, Unit
 from pipeline.worker import UnitWorker
 from tests.pipeline.conftest import OPTIONS, Place, expand
@@ -82,7 +83,7 @@ def read_back(decoder: Decoder, place: Place, item: Input) -> str:
     rows = UnitRows(unit)
     for frame, crops in decoder.frames(unit, None if local else fetch(item.uri, OPTIONS, MOST)):
         rows.add_frame(frame, crops)
-    table = unpack(pack(crops_table([rows])))
+    table = pickle.loads(pickle.dumps(crops_table([rows])))
     assert table["status"].to_pylist() == ["ok"]
     return str(table["uri"][0].as_py())
 
