@@ -1,0 +1,194 @@
+"""Shards move through actors that die, fail and cannot start; none but the guilty is lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.errors import PosemillError
+from pipeline.flow import Flow, Pool, StartError
+from pipeline.manifest import ShardRef
+from pipeline.stages import Outcome, Report, Stage
+from pipeline.stall import Pulse
+from pipeline.summary import Summary
+
+DEADLY, BROKEN, RUDE_ONCE = 7, 11, 13
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[None]:
+    """A Ray of its own."""
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class Ledger:
+    """What happened to whom."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    def note(self, what: str, shard: int) -> int:
+        """Write it down; how often it had happened before."""
+        before = self.events.count((what, shard))
+        self.events.append((what, shard))
+        return before
+
+    def read(self) -> list[tuple[str, int]]:
+        """All of it."""
+        return self.events
+
+
+class First(Stage):
+    """Rows are the shard's number, as text."""
+
+    def __init__(self, ledger: Any) -> None:
+        super().__init__(Pulse("prepare"))
+        self.ledger = ledger
+
+    def shard(self, ref: ShardRef) -> tuple[str, Report]:
+        """Dies, or fails, of certain shards."""
+        ray.get(self.ledger.note.remote("first", ref.shard))
+        if ref.shard == DEADLY:
+            os._exit(1)
+        if ref.shard == BROKEN:
+            raise ValueError("broken")
+        return f"rows {ref.shard}", Report(0.5)
+
+
+class Second(First):
+    """Dies once of one shard."""
+
+    def shard(self, ref: ShardRef, rows: str) -> tuple[str, Report]:  # type: ignore[override]
+        """The rows as they are."""
+        assert rows == f"rows {ref.shard}"
+        before = ray.get(self.ledger.note.remote("second", ref.shard))
+        if ref.shard == RUDE_ONCE and not before:
+            os._exit(1)
+        return rows, Report(0.25)
+
+
+class Last(First):
+    """The outcome."""
+
+    def shard(  # type: ignore[override]
+        self, ref: ShardRef, rows: str, final: bool
+    ) -> tuple[None, Report]:
+        """What came of it."""
+        assert rows == f"rows {ref.shard}"
+        return None, Report(0.125, Outcome(ref.shard, Summary(shards=1), final))
+
+
+class Unborn(First):
+    """Cannot start."""
+
+    def __init__(self, how: str) -> None:
+        if how == "dies":
+            os._exit(1)
+        raise RuntimeError("no such device")
+
+
+class Patient(First):
+    """Waits in a shard until it is killed."""
+
+    def shard(self, ref: ShardRef) -> tuple[str, Report]:
+        """Never answers."""
+        with self.pulse.at(f"shard {ref.shard}"):
+            threading.Event().wait()
+        raise AssertionError
+
+
+def refs(count: int) -> list[ShardRef]:
+    return [ShardRef(shard, "f", 0, 1) for shard in range(count)]
+
+
+def pool(stage: type, *arguments: Any, size: int = 1) -> Pool:
+    """Actors as the executor makes them."""
+    options: dict[str, Any] = {
+        "num_cpus": 0.1,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "concurrency_groups": {"notes": 1},
+    }
+    actor: Any = ray.remote(**options)(stage)
+    return Pool(stage.__name__.lower(), size, partial(actor.remote, *arguments))
+
+
+@pytest.fixture
+def flow(connection: None) -> Iterator[Callable[..., Flow]]:
+    """Makes flows, and ends their actors."""
+    made: list[Flow] = []
+
+    def make(*pools: Pool, ahead: int = 4) -> Flow:
+        made.append(Flow(pools, ahead))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_only_guilty_shards_are_left_out(flow: Callable[..., Flow]) -> None:
+    """One that kills its actor and one that fails are tried three times each; what waited beside
+    them comes through, and what was lost by a death that does not happen again, too."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    pools = pool(First, ledger, size=2), pool(Second, ledger, size=2), pool(Last, ledger)
+    going = flow(*pools)
+    outcomes = list(going.run(refs(20), final=True))
+    shards = sorted(outcome.shard for outcome in outcomes)
+    assert shards == sorted(set(range(20)) - {DEADLY, BROKEN})
+    events = ray.get(ledger.read.remote())
+    assert events.count(("first", DEADLY)) == events.count(("first", BROKEN)) == 3
+    assert events.count(("second", RUDE_ONCE)) == 2
+    assert all(outcome.committed for outcome in outcomes)
+    seconds = {"first": 0.5, "second": 0.25, "last": 0.125}
+    assert all(outcome.summary.seconds == seconds for outcome in outcomes)
+    # The same actors take the next lot.
+    assert [o.committed for o in going.run(refs(3), final=False)] == [False] * 3
+
+
+def test_crops_are_held_of_so_many_shards_at_most(flow: Callable[..., Flow]) -> None:
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger), ahead=2)
+    held = [len(going._with_crops) for _ in going.run(refs(DEADLY), final=True)]
+    assert len(held) == DEADLY
+    assert max(held) <= 2
+    events = ray.get(ledger.read.remote())
+    ahead = 0
+    for what, _shard in events:
+        ahead += 1 if what == "first" else -1
+        assert ahead <= 2 + 1  # One may have left the second stage before that is known.
+
+
+@pytest.mark.parametrize(("how", "told"), [("raises", "no such device"), ("dies", "in a row")])
+def test_workers_that_cannot_start_end_the_run(
+    how: str, told: str, flow: Callable[..., Flow]
+) -> None:
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Unborn, how), pool(Last, ledger))
+    with pytest.raises(StartError, match=told) as error:
+        list(going.run(refs(3), final=True))
+    assert "run the same command again" in str(error.value)
+    assert isinstance(error.value, PosemillError)
+
+
+def test_notes_say_what_the_workers_are_at(flow: Callable[..., Flow]) -> None:
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(Patient, ledger), pool(Second, ledger), pool(Last, ledger))
+    running = going.run(refs(1), final=True)
+    thread = threading.Thread(target=next, args=(running, None), daemon=True)
+    thread.start()
+    notes: list[Any] = []
+    for _ in range(600):
+        if notes := going.notes():
+            break
+        threading.Event().wait(0.05)
+    assert [(note.stage, note.what) for note in notes] == [("prepare", "shard 0")]
