@@ -1,7 +1,7 @@
 """Ray: connecting, and who gets which resources.
 
-Every operator states its CPUs, and the smallest graph adds up to 0.9 CPU, so that one CPU is enough
-and nothing can starve anything else.
+Every operator states its CPUs, and the smallest layout adds up to 0.9 CPU, so that one CPU is
+enough and nothing can starve anything else.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Layout:
     device: str
     shards_ahead: int = 2
     """Shards whose crops may be held, or be in the making, at a time."""
+    group: float = 1.0
+    """CPUs that share a preparer."""
 
     @property
     def operators(self) -> tuple[Operator, ...]:
@@ -112,8 +114,8 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
 def native_stderr_to(path: Path) -> Iterator[None]:
     """While inside, what is written to this process's standard error goes to a file.
 
-    Ray's C++ core writes there by itself: for every actor pool of Ray Data it reports a harmless
-    trait as an error, and a lost worker with pages of stack. `Reporter` has a stream of its own.
+    Ray's C++ core writes there by itself, of a lost worker pages of stack. `Reporter` has a stream
+    of its own.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -135,18 +137,24 @@ def _code_for_workers() -> dict[str, Any]:
     return {"py_modules": [str(root / name) for name in ("cpm_core", "pipeline", "jobs")]}
 
 
-def layout(settings: AnnotateSettings, nodes: list[dict[str, float]], light: bool) -> Layout:
+def layout(
+    settings: AnnotateSettings,
+    nodes: list[dict[str, float]],
+    light: bool,
+    like: Layout | None = None,
+) -> Layout:
     """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them.
 
     On CPUs a `light` network runs in as many actors as there are CPUs, a thread each: threads that
     share a picture wait for one another, which costs half of the speed where others work, too. A
-    heavy one has an actor for all CPUs of a group, as its memory counts.
+    heavy one has an actor for all CPUs of a group, as its memory counts. The actors are as large as
+    those of `like`, if it is given: a layout for fewer nodes, or for more.
     """
     gpus = sum(node.get("GPU", 0) for node in nodes)
     if settings.device == "cuda" or (settings.device == "auto" and gpus >= 1):
-        chosen = _layout_on_gpus(settings, nodes, int(gpus))
+        chosen = _layout_on_gpus(settings, nodes, int(gpus), like)
     else:
-        chosen = _layout_on_cpus(settings, nodes, light)
+        chosen = _layout_on_cpus(settings, nodes, light, like)
     store = sum(node.get("object_store_memory", 0) for node in nodes)
     workers = chosen.prepare.actors + chosen.estimate.actors
     ahead = max(2, min(2 * workers, int(store / 2 // _LARGEST_SHARD)))
@@ -154,10 +162,10 @@ def layout(settings: AnnotateSettings, nodes: list[dict[str, float]], light: boo
 
 
 def _layout_on_cpus(
-    settings: AnnotateSettings, nodes: list[dict[str, float]], light: bool
+    settings: AnnotateSettings, nodes: list[dict[str, float]], light: bool, like: Layout | None
 ) -> Layout:
     sizes = [node["CPU"] for node in nodes if node.get("CPU")]
-    group = max(1.0, min(_CPUS_PER_GROUP, *sizes))
+    group = like.group if like else max(1.0, min(_CPUS_PER_GROUP, *sizes))
     groups = max(1, sum(int(size // group) for size in sizes))
     threads = settings.threads or (1 if light else int(group))
     each = max(1, int(group) // threads)
@@ -169,15 +177,18 @@ def _layout_on_cpus(
         settings.decoders or max(1, round(group / 4)),
         threads,
         "cpu",
+        group=group,
     )
 
 
-def _layout_on_gpus(settings: AnnotateSettings, nodes: list[dict[str, float]], gpus: int) -> Layout:
+def _layout_on_gpus(
+    settings: AnnotateSettings, nodes: list[dict[str, float]], gpus: int, like: Layout | None
+) -> Layout:
     """One estimator per GPU; on every node, what its GPUs leave is divided among preparers."""
     free = [node.get("CPU", 0) - _COMMIT_CPUS * (node.get("GPU", 0) + 1) for node in nodes]
     smallest = max(_COMMIT_CPUS, min((f for f in free if f > 0), default=_COMMIT_CPUS))
     per_node = max(1, round(smallest / _CPUS_PER_GPU_PREPARER))
-    each = math.floor(100 * smallest / per_node) / 100
+    each = like.group if like else math.floor(100 * smallest / per_node) / 100
     preparers = max(1, sum(int(f / each + 1e-9) for f in free if f > 0))
     estimators = settings.estimators or max(1, gpus)
     return Layout(
@@ -187,6 +198,7 @@ def _layout_on_gpus(settings: AnnotateSettings, nodes: list[dict[str, float]], g
         settings.decoders or max(1, math.ceil(each)),
         settings.threads or 1,
         "cuda",
+        group=each,
     )
 
 
@@ -194,10 +206,15 @@ def _commit(estimators: int) -> Operator:
     return Operator("commit", 1 + (estimators - 1) // _ESTIMATORS_PER_COMMIT, _COMMIT_CPUS)
 
 
+def nodes_alive() -> list[dict[str, float]]:
+    """The resources of each node of the connected cluster."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
 def cluster_layout(settings: AnnotateSettings, light: bool) -> Layout:
     """The layout for the connected cluster, checked. PosemillError says what is missing."""
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in alive]
+    nodes = nodes_alive()
     if not any(node.get("CPU") for node in nodes):
         raise PosemillError("the Ray cluster has no node with a CPU for work; add worker nodes")
     chosen = layout(settings, nodes, light)
@@ -206,7 +223,7 @@ def cluster_layout(settings: AnnotateSettings, light: bool) -> Layout:
 
 
 def check_placement(chosen: Layout, nodes: list[dict[str, float]]) -> None:
-    """Refuse a graph of which not even one actor per operator fits on the nodes."""
+    """Refuse a layout of which not even one actor per operator fits on the nodes."""
     free = [{"CPU": node.get("CPU", 0.0), "GPU": node.get("GPU", 0.0)} for node in nodes]
     for operator in sorted(chosen.operators, key=lambda o: (-o.gpus, -o.cpus)):
         for node in free:

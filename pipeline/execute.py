@@ -36,14 +36,14 @@ _UNIT_RETRIES = 2
 
 
 class Executor:
-    """Connects to Ray, checks that the graph fits, and runs shards."""
+    """Connects to Ray, checks that all stages fit, and runs shards."""
 
     def __init__(self, inputs: ExecutorInputs, reporter: Reporter) -> None:
         self.inputs = inputs
         self.reporter = reporter
 
     def __enter__(self) -> Self:
-        """Connect; raises PosemillError if Ray cannot be reached or the graph does not fit."""
+        """Connect; raises PosemillError if Ray cannot be reached or the stages do not fit."""
         self._log = Path(tempfile.gettempdir()) / f"posemill-{os.getpid()}.log"
         self.keep_log = False
         with ExitStack() as stack:
@@ -59,8 +59,8 @@ class Executor:
             self._log.unlink(missing_ok=True)
 
     def _set_up(self) -> None:
-        light = self.inputs.estimator.weights.info.config.trunk == "lite"
-        self.layout = cluster.cluster_layout(self.inputs.settings, light)
+        self.is_light = self.inputs.estimator.weights.info.config.trunk == "lite"
+        self.layout = cluster.cluster_layout(self.inputs.settings, self.is_light)
         self.reporter.say(f"layout: {self.layout.describe()}")
         num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
@@ -148,7 +148,11 @@ class Executor:
             layout.estimate, EstimateStage, self.estimator, layout.threads, i.same_person
         )
         commits = _pool(layout.commit, CommitStage, i.output, i.metadata)
-        return Flow((prepare, estimate, commits), layout.shards_ahead)
+        return Flow((prepare, estimate, commits), layout.shards_ahead, self._layout_now)
+
+    def _layout_now(self) -> cluster.Layout:
+        nodes = cluster.nodes_alive()
+        return cluster.layout(self.inputs.settings, nodes, self.is_light, self.layout)
 
     def _end_actors(self) -> None:
         if self._flow is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from pipeline.cluster import Layout
 from pipeline.errors import PosemillError
 from pipeline.manifest import ShardRef
 from pipeline.stages import Outcome, Report
@@ -32,6 +34,7 @@ _DEPTH = 2
 
 _DEATHS_IN_A_ROW = 5
 _NOTES_S = 5.0
+_LOOK_EVERY_S = 10.0
 _WAIT_S = 1.0
 _AT_START = "raised in its creation task"
 
@@ -71,13 +74,17 @@ class Pool:
         self._deaths = 0
         self.waiting: deque[Shard] = deque()
         self.workers: list[Worker] = []
-        for _ in range(size):
-            self._add()
+        self.grow(size)
 
     def free(self, node: str | None) -> Worker | None:
         """The started worker with the fewest calls, rather one on `node`; None if all are full."""
         able = (w for w in self.workers if w.node is not None and len(w.calls) < _DEPTH)
         return min(able, key=lambda w: (len(w.calls), w.node != node), default=None)
+
+    def grow(self, size: int) -> None:
+        """Have at least so many workers."""
+        while len(self.workers) < size:
+            self._add()
 
     def worked(self) -> None:
         """One of the workers has done a shard."""
@@ -110,11 +117,15 @@ class Pool:
 
 class Flow:
     """Moves shards through pools of actors, at most `ahead` at a time as far as their crops are
-    held."""
+    held. `look` gives the layout for the nodes that are there: the pools grow with it."""
 
-    def __init__(self, pools: Sequence[Pool], ahead: int) -> None:
+    def __init__(
+        self, pools: Sequence[Pool], ahead: int, look: Callable[[], Layout] | None = None
+    ) -> None:
         self.pools = pools
         self.ahead = ahead
+        self._look = look
+        self._looked = time.monotonic()
         self._calls: dict[Any, tuple[Pool, Worker]] = {}
         self._with_crops: set[Shard] = set()
         self._left = 0
@@ -127,6 +138,7 @@ class Flow:
         self.pools[0].waiting.extend(Shard(ref) for ref in refs)
         self._left = len(refs)
         while self._left:
+            self._grow()
             self._submit(final)
             for call in self._arrived():
                 outcome = self._take(call)
@@ -154,6 +166,16 @@ class Flow:
         for pool in self.pools:
             for worker in pool.workers:
                 kill(worker)
+
+    def _grow(self) -> None:
+        """Now and then, see whether nodes have joined."""
+        if self._look is None or time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        layout = self._look()
+        self.ahead = max(self.ahead, layout.shards_ahead)
+        for pool, operator in zip(self.pools, layout.operators, strict=True):
+            pool.grow(operator.actors)
 
     def _submit(self, final: bool) -> None:
         """Give waiting shards to free workers, late stages first."""

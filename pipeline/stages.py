@@ -181,7 +181,7 @@ class CommitStage(Stage):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A shard that went through the graph, with the counts of what was done now.
+    """A shard that went through all stages, with the counts of what was done now.
 
     One that was not committed is still to do. One that was `amended` had a part before.
     """

@@ -56,6 +56,15 @@ def test_smallest_graph_needs_less_than_a_cpu() -> None:
     assert sum(o.cpus for o in chosen.operators) == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("kind", [{}, {"gpus": 1}])
+def test_a_node_that_joins_gets_actors_of_the_same_size(kind: dict[str, float]) -> None:
+    first = layout(settings(), [node(8, **kind)], light=True)
+    later = layout(settings(), [node(8, **kind), node(16, **kind), node(2)], True, first)
+    assert later.prepare.cpus == first.prepare.cpus
+    assert later.estimate.actors == (2 if kind else 24)
+    assert later.prepare.actors == (6 if kind else 3)
+
+
 def test_a_heavy_network_has_few_actors_with_many_threads() -> None:
     chosen = layout(settings(), [node(16)] * 4, light=False)
     assert (chosen.estimate.actors, chosen.threads) == (8, 8)

@@ -156,11 +156,9 @@ def test_nodes_come_and_go(
     plan: str, tmp_path: Path, many: Path, tiny: tuple[str, ...], ray_folder: str
 ) -> None:
     """kill -9 of a worker node's raylet, and a node that joins late: it takes the lost one's place,
-    or is used besides where `--preparers` and `--estimators` ask for more than there was room for.
-    """
+    or is used besides."""
     out = tmp_path / "out"
     command = ["annotate", str(many), str(out), *tiny, "--shard-size", "2"]
-    command += ["--preparers", "2", "--estimators", "2"]
     result = subprocess.run(
         [sys.executable, "-c", NODES, str(out), plan, *command],
         cwd=REPOSITORY,
