@@ -15,6 +15,7 @@ from torch import Tensor
 from cpm_core.crops import Cropper
 from cpm_core.decode import Refinement, decode, flip_back, resample
 from cpm_core.errors import ConfigError
+from cpm_core.frequency import quicken
 from cpm_core.fused import can_fuse, fuse
 from cpm_core.lite import fold_batch_norm
 from cpm_core.weights import Weights, load_weights
@@ -81,8 +82,9 @@ class Estimator:
         self.largest_batch = _GPU_BATCHES[0] if self.device.type == "cuda" else _CPU_BATCH
         model = fold_batch_norm(weights.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        fused = self.device.type == "cpu" and not self.bf16 and can_fuse()
-        self.model = fuse(model) if fused else model
+        self.model = model
+        if self.device.type == "cpu" and not self.bf16:
+            self.model = quicken(fuse(model) if can_fuse() else model)
 
     def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).

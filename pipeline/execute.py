@@ -143,11 +143,11 @@ class Executor:
 
     def _start_actors(self) -> Flow:
         i, layout = self.inputs, self.layout
-        prepare = _pool(layout.prepare, PrepareStage, self.decoder, i.output, layout.decoders)
-        estimate = _pool(
+        prepare = make_pool(layout.prepare, PrepareStage, self.decoder, i.output, layout.decoders)
+        estimate = make_pool(
             layout.estimate, EstimateStage, self.estimator, layout.threads, i.same_person
         )
-        commits = _pool(layout.commit, CommitStage, i.output, i.metadata)
+        commits = make_pool(layout.commit, CommitStage, i.output, i.metadata)
         return Flow((prepare, estimate, commits), layout.shards_ahead, self._layout_now)
 
     def _layout_now(self) -> cluster.Layout:
@@ -160,7 +160,7 @@ class Executor:
         self._flow = None
 
 
-def _pool(operator: cluster.Operator, stage: type, *arguments: Any) -> Pool:
+def make_pool(operator: cluster.Operator, stage: type, *arguments: Any) -> Pool:
     """The actors of a stage, over all nodes. References among the arguments arrive as values."""
     options: dict[str, Any] = {
         "num_cpus": operator.cpus,

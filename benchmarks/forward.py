@@ -1,0 +1,268 @@
+"""Crops per second of every preset, its share of the hardware's peak, and the same network in
+onnxruntime and OpenVINO.
+
+    python -m benchmarks.forward [--presets cpm-lite cpm cpm-vgg] [--batches 1 4 16 64]
+    python -m benchmarks.forward --device cuda --batches 1 8 32 64 128     # on a machine with a GPU
+
+The estimator from uint8 crops to keypoints, with random weights but for `cpm-lite`; peers from
+uint8 crops to belief maps. The peak is what a product of two matrices (4096) reaches on the same
+device, threads and type; a share above 1 means that the network does with less arithmetic. "Error"
+is the largest distance from the maps in fp64, as a part of their largest value. Every measurement
+is in a process of its own, in turn, so that thread pools do not disturb each other. The peers need
+`pip install -e '.[bench]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.peers.onnx_threads import LastStage
+from cpm_core.analysis import multiply_adds
+from cpm_core.config import preset
+from cpm_core.estimator import Estimator
+from cpm_core.lite import fold_batch_norm
+from cpm_core.model import Cpm
+from cpm_core.skeleton import load_skeleton
+from cpm_core.weights import Weights, WeightsInfo, load_weights
+
+_MATRIX = 4096
+_SECONDS = 2.0
+_ENGINES = {
+    "cpu": ("ours fp32", "ours bf16", "onnxruntime fp32", "OpenVINO fp32", "OpenVINO bf16"),
+    "cuda": ("ours bf16", "ours fp32"),
+}
+Maps = NDArray[np.float32]
+
+
+def main() -> None:
+    """Measure all in turn, or be one of them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--presets", nargs="+", default=["cpm-lite", "cpm-vgg", "cpm"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--engines", nargs="+", help="such as 'ours fp32' 'onnxruntime fp32'")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        engine, name, folder = options.one.split("|")
+        print(json.dumps(measure(engine, name, Path(folder), options)))
+        return
+    rows = all_rows(options)
+    print(table(rows, options))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+def all_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every engine on every preset, each round in turn."""
+    rows = []
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    with tempfile.TemporaryDirectory(prefix="posemill-forward-") as folder:
+        for name in options.presets:
+            found: dict[str, list[dict[str, Any]]] = {}
+            for _ in range(options.rounds):
+                for engine in options.engines or _ENGINES[options.device]:
+                    command = [sys.executable, "-m", "benchmarks.forward", "--one"]
+                    command += [f"{engine}|{name}|{folder}", "--device", options.device]
+                    command += ["--threads", str(options.threads)]
+                    command += ["--batches", *map(str, options.batches)]
+                    output = subprocess.check_output(command, env=environment, text=True)
+                    found.setdefault(engine, []).append(json.loads(output.splitlines()[-1]))
+            for engine, runs in found.items():
+                rows.append({"preset": name, "engine": engine, **_medians(runs)})
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    first = runs[0]
+    rates = {b: statistics.median(run["rates"][b] for run in runs) for b in first["rates"]}
+    peak = statistics.median(run["peak"] for run in runs)
+    return {**first, "rates": rates, "peak": peak}
+
+
+def measure(engine: str, name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Crops per second by batch size, GFLOP/s of the device's peak, and the maps' error."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    weights = weights_of(name)
+    size = weights.info.config.input_size
+    largest = max(options.batches)
+    crops = np.random.default_rng(0).integers(0, 256, (largest, size, size, 3), np.uint8)
+    kind, precision = engine.split()
+    run, maps = MAKERS[kind](weights, precision, folder, options)
+    error = error_of(maps(crops[:1]), weights, crops[:1])
+    rates = {str(batch): _rate(run, crops[:batch]) for batch in options.batches}
+    memory = torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else None
+    return {
+        "rates": rates,
+        "flop": 2 * multiply_adds(Cpm(weights.info.config)),
+        "peak": peak(precision, options.device),
+        "error": error,
+        "memory_mib": memory,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
+    }
+
+
+def weights_of(name: str) -> Weights:
+    """The shipped ones, or random ones of a preset that none are shipped of."""
+    if name == "cpm-lite":
+        return load_weights(name)
+    model = Cpm(preset(name)).eval()
+    info = WeightsInfo(name, preset(name), load_skeleton("lsp14"))
+    return Weights(info, dict(model.state_dict()), "")
+
+
+Engine = tuple[Callable[[NDArray[np.uint8]], object], Callable[[NDArray[np.uint8]], Maps]]
+
+
+def _ours(weights: Weights, precision: str, _: Path, options: argparse.Namespace) -> Engine:
+    estimator = Estimator(weights, options.device, precision)  # type: ignore[arg-type]
+    if options.device == "cuda":
+        estimator.largest_batch = max(options.batches)
+
+    def maps(crops: NDArray[np.uint8]) -> Maps:
+        with torch.inference_mode():
+            images = torch.from_numpy(crops).to(estimator.device)[:, None]
+            found: Maps = estimator._belief(images, every_stage=False)[-1].cpu().numpy()
+            return found
+
+    return lambda crops: estimator.estimate_crops(crops[:, None]), maps
+
+
+def _exported(weights: Weights, folder: Path) -> Path:
+    path = folder / f"{weights.info.name}.onnx"
+    if not path.exists():
+        size = weights.info.config.input_size
+        shapes = {"crops": {0: torch.export.Dim("batch")}}
+        torch.onnx.export(
+            LastStage(fold_batch_norm(weights.model()).eval()),
+            (torch.zeros((2, size, size, 3), dtype=torch.uint8),),
+            path,
+            input_names=["crops"],
+            output_names=["maps"],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return path
+
+
+def _onnxruntime(
+    weights: Weights, precision: str, folder: Path, options: argparse.Namespace
+) -> Engine:
+    import onnxruntime as ort
+
+    assert precision == "fp32"
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    path = str(_exported(weights, folder))
+    session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+
+    def maps(crops: NDArray[np.uint8]) -> Maps:
+        found: Maps = session.run(None, {"crops": crops})[0]
+        return found
+
+    return maps, maps
+
+
+def _openvino(
+    weights: Weights, precision: str, folder: Path, options: argparse.Namespace
+) -> Engine:
+    import openvino as ov
+
+    hints = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": 1,
+    }
+    model = ov.Core().compile_model(str(_exported(weights, folder)), "CPU", hints)
+
+    def maps(crops: NDArray[np.uint8]) -> Maps:
+        found: Maps = model(crops)[0]
+        return found
+
+    return maps, maps
+
+
+MAKERS = {"ours": _ours, "onnxruntime": _onnxruntime, "OpenVINO": _openvino}
+
+
+def error_of(maps: Maps, weights: Weights, crops: NDArray[np.uint8]) -> float:
+    """Largest distance of maps (N, K + 1, H, W) from those in fp64, as a part of their largest."""
+    model = weights.model().double()
+    with torch.inference_mode():
+        exact = LastStage(model)(torch.from_numpy(crops).double()).numpy()
+    return float(np.abs(maps - exact).max() / np.abs(exact).max())
+
+
+def peak(precision: str, device: str) -> float:
+    """GFLOP/s of a product of two matrices."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    a = torch.rand((_MATRIX, _MATRIX), device=device).to(kind)
+    b = torch.rand((_MATRIX, _MATRIX), device=device).to(kind)
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    def product() -> None:
+        torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - started)
+    return 2 * _MATRIX**3 / min(times) / 1e9
+
+
+def _rate(run: Callable[[NDArray[np.uint8]], object], crops: NDArray[np.uint8]) -> float:
+    run(crops)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < _SECONDS:
+        started = time.perf_counter()
+        run(crops)
+        times.append(time.perf_counter() - started)
+    return len(crops) / statistics.median(times)
+
+
+def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """Markdown."""
+    lines = [
+        f"{rows[0]['device']}, {options.threads} threads, torch {torch.__version__}",
+        "",
+        "| | | " + " | ".join(f"batch {b}" for b in options.batches) + " | share of peak | error |",
+        "|---|---|" + "---:|" * (len(options.batches) + 2),
+    ]
+    for row in rows:
+        best = max(row["rates"].values())
+        share = best * row["flop"] / 1e9 / row["peak"]
+        rates = " | ".join(f"{row['rates'][str(b)]:.3g}" for b in options.batches)
+        lines.append(
+            f"| {row['preset']} | {row['engine']} | {rates} | {share:.2f} | {row['error']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
