@@ -133,16 +133,21 @@ run = subprocess.Popen(
 def parts():
     return len(part_files(pyarrow.fs.LocalFileSystem(), out))
 
-def actors_on(node):
+def actors_on(node, *roles):
     (raylet,) = node.all_processes["raylet"]
-    return [p for r in ("prepare", "estimate") for p in with_role(r, raylet.process.pid)]
+    return [p for r in roles or ("prepare", "estimate") for p in with_role(r, raylet.process.pid)]
 
 assert wait_until(lambda: parts() > 2, run), "the run ended before it could be disturbed"
 if plan == "lost":
     assert wait_until(lambda: actors_on(workers[0]), run), "nobody works on the second node"
     cluster.remove_node(workers[0], allow_graceful=False)
+held = actors_on(cluster.head_node, "estimate")
+for actor in held:
+    actor.suspend()  # So that there is work left for the late node.
 late = cluster.add_node(num_cpus=1)
 used = bool(wait_until(lambda: actors_on(late), run))
+for actor in held:
+    actor.resume()
 code = run.wait()
 print("late node used:", used)
 cluster.shutdown()
