@@ -154,7 +154,7 @@ def _exported(weights: Weights, folder: Path) -> Path:
         size = weights.info.config.input_size
         shapes = {"crops": {0: torch.export.Dim("batch")}}
         torch.onnx.export(
-            LastStage(fold_batch_norm(weights.model()).eval()),
+            LastStage(fold_batch_norm(weights.model())).eval(),
             (torch.zeros((2, size, size, 3), dtype=torch.uint8),),
             path,
             input_names=["crops"],

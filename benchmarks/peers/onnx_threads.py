@@ -41,7 +41,7 @@ def export(weights: str, path: Path) -> None:
     """Write weights as ONNX, batch of any size."""
     loaded = load_weights(weights)
     size = loaded.info.config.input_size
-    model = LastStage(fold_batch_norm(loaded.model()).eval())
+    model = LastStage(fold_batch_norm(loaded.model())).eval()
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     shapes = {"crops": {0: torch.export.Dim("batch")}}
     torch.onnx.export(
