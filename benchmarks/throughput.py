@@ -38,8 +38,8 @@ LAYOUTS = {
     "daft_class": ((1, 2), (2, 1)),
     "onnx_threads": ((1, 2),),
 }
-"""(threads, workers) that are tried for each on two CPUs; those that were never the quickest are left
-out. PoseMill chooses for itself."""
+"""(threads, workers) that are tried for each on two CPUs; those that were never the quickest are
+left out. PoseMill chooses for itself."""
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,13 @@ def _start_one_by_one(trunk: LiteTrunk) -> None:
         trunk.blocks[i] = nn.Identity()
 
 
-class _OneByOne(nn.Sequential):
+class _OneByOne(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([super(_OneByOne, self).forward(one) for one in torch.split(x, 1)])
+        return torch.cat([self.layers(one) for one in torch.split(x, 1)])
 
 
 class FusedConv(nn.Module):

@@ -42,7 +42,9 @@ def assert_clean(output: str) -> None:
     assert found.is_clean, (found.wrong, found.examples)
 
 
-@pytest.mark.parametrize("place", ["local", "file", "s3"], indirect=True)
+@pytest.mark.parametrize(
+    "place", ["local", pytest.param("file", marks=pytest.mark.soak), "s3"], indirect=True
+)
 def test_same_result_on_every_kind_of_storage(
     place: str, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:

@@ -68,6 +68,7 @@ def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, pose
     assert metadata["model"] == {"name": "tiny", "weights_sha256": twice.sha256}
 
 
+@pytest.mark.soak
 def test_own_skeleton_from_given_weights(tmp_path: Path, photos: Path, posemill: Job) -> None:
     """Five joints of one's own, a few pictures labelled by hand, the weights in the box: the loss
     falls, the figures are recognised, and annotate writes that skeleton."""

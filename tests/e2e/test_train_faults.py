@@ -55,6 +55,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return state["model"]
 
 
+@pytest.mark.soak
 def test_workers_and_seed_decide_nothing_else(tmp_path: Path, samples: str, posemill: Job) -> None:
     """The same seed gives the same weights on one worker, and nearly so on two with half a batch
     each."""
