@@ -1,11 +1,11 @@
 """How busy a GPU would be: a stand-in that takes a GPU's time per batch, and no CPU.
 
-    python -m benchmarks.busy [--megapixels 0.3 2 12] [--pictures 600]
+    python -m benchmarks.busy [--megapixels 0.3 2 12] [--pictures 2400]
 
 For each size of JPEG: how many pictures a second the preparers alone can do (the stand-in takes no
 time), then the share of time that a stand-in is busy which could do 80 % and 95 % of that. The
-pictures are photographs, enlarged; each is a person's box. Busy is counted from the first batch to
-the last one's end.
+pictures are photographs, enlarged; each is a person's box. Busy is counted from the third shard's
+start to the last one's end.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pipeline.stall import Pulse
 PHOTOS = Path(__file__).resolve().parents[2] / "shared/data/coco_people/images"
 _BATCH = 64
 _KEYPOINTS = 14
+_SHARDS = 20
 
 
 class StandIn(Stage):
@@ -103,14 +104,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, default=PHOTOS)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[0.3, 2.0, 12.0])
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--pictures", type=int, default=2400)
     options = parser.parse_args()
     cpus = os.cpu_count() or 1
     print("| JPEG | prepared, pictures/s | per core | stand-in's own rate | done | busy |")
     print("|---|---:|---:|---:|---:|---:|")
     for megapixels in options.megapixels:
         # Large pictures take longer: as many as take about as long.
-        count = max(128, int(options.pictures / max(1.0, megapixels)))
+        count = max(_SHARDS * 16, int(options.pictures / max(1.0, megapixels)))
         with tempfile.TemporaryDirectory(prefix="posemill-busy-") as folder:
             pictures = write_pictures(options.photos, Path(folder), megapixels, count)
             alone = measure(pictures, Path(folder) / "alone", 0.0)
@@ -153,7 +154,10 @@ def _enlarged(paths: list[Path], megapixels: float) -> Iterator[tuple[bytes, int
 
 def measure(pictures: Path, output: Path, seconds: float) -> Figures:
     """Annotate with a stand-in that takes so many seconds per picture."""
-    values = {"input": [str(pictures)], "output": str(output), "estimators": 1, "shard_size": 32}
+    with pictures.open() as file:
+        count = sum(1 for _ in file) - 1
+    values = {"input": [str(pictures)], "output": str(output), "estimators": 1}
+    values["shard_size"] = count // _SHARDS
     with Reporter() as reporter:
         run = Run(AnnotateSettings.build(values), reporter)
         manifest = run.planner.plan(run.planner.look_up(), write=True)
@@ -164,9 +168,9 @@ def measure(pictures: Path, output: Path, seconds: float) -> Figures:
             spans = sorted(ray.get(executor.clock.read.remote()))
     if done != sum(people for *_, people in spans):
         sys.exit(f"{done} people came through")
-    # The first shard waits for the decoders to start.
-    start, end = spans[1][0], max(end for _, end, _ in spans)
-    later = spans[1:]
+    # The first shards wait for the decoders to start.
+    later = spans[2:]
+    start, end = later[0][0], max(end for _, end, _ in spans)
     busy = sum(end - start for start, end, _ in later) / (end - start)
     return Figures(sum(people for *_, people in later) / (end - start), busy)
 
