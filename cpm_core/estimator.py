@@ -28,8 +28,9 @@ RELEASE_SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 """The scales at which the original release looks at every person."""
 
 _GPU_BATCHES = (64, 32, 16, 8, 4, 2, 1)
-_CPU_BATCH = 4
-"""`cpm-lite` on four crops stays within a CPU's cache; eight are slower per crop."""
+_CPU_BATCHES = {"lite": 4, "vgg": 1, "original": 1}
+"""By trunk. `cpm-lite` on four crops stays within a CPU's cache; eight are slower per crop. The
+large networks gain nothing from a second crop, and its maps take memory."""
 
 
 def load(
@@ -79,12 +80,14 @@ class Estimator:
         factor = self.info.box_factor if box_factor is None else box_factor
         self.cropper = Cropper(self.info.config.input_size, factor, tuple(scales))
         self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
-        self.largest_batch = _GPU_BATCHES[0] if self.device.type == "cuda" else _CPU_BATCH
+        on_cpu = _CPU_BATCHES[self.info.config.trunk]
+        self.largest_batch = _GPU_BATCHES[0] if self.device.type == "cuda" else on_cpu
         model = fold_batch_norm(weights.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         if self.device.type == "cpu" and not self.bf16:
-            self.model = quicken(fuse(model) if can_fuse() else model)
+            model = quicken(model)
+            self.model = fuse(model) if can_fuse() else model
 
     def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).
