@@ -31,8 +31,12 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Beside what people would use, the forward pass, a stand-in's busy share: half an hour on an idle machine
 bench: .venv/ready
-	$(BIN)/python benchmarks/annotate.py
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.throughput $(OPTIONS)
+	$(BIN)/python -m benchmarks.busy
+	$(BIN)/python -m benchmarks.forward
 
 # make ablation SAMPLES=train.parquet [OPTIONS='--steps 800']
 ablation: .venv/ready
