@@ -42,12 +42,14 @@ def anonymous_mb(pid: int) -> float:
 class Watch:
     """Looks at a process and all below it until it ends. A context: leaving it waits for the end.
 
-    `peak_mib` is the largest sum of proportional set sizes: what is shared counts once.
+    `peak_mib` is the largest sum of proportional set sizes: what is shared counts once. `peaks` has
+    the largest of each role.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], every_s: float = 0.5) -> None:
         self.process, self.every_s = process, every_s
         self.peak_mib = 0.0
+        self.peaks: dict[str, float] = {}
         self._cpu: list[tuple[float, dict[tuple[int, str], float]]] = []
         self._thread = threading.Thread(target=self._look, name="watch")
 
@@ -74,20 +76,24 @@ class Watch:
         root = psutil.Process(self.process.pid)
         roles: dict[psutil.Process, str] = {}
         while self.process.poll() is None:
-            total, cpu = 0.0, {}
+            cpu: dict[tuple[int, str], float] = {}
+            memory: dict[str, float] = defaultdict(float)
             try:
                 members = [root, *root.children(recursive=True)]
             except psutil.NoSuchProcess:
                 break
             for member in members:
                 try:
-                    total += member.memory_full_info().pss
+                    held = member.memory_full_info().pss / 2**20
                     times = member.cpu_times()
                     if member not in roles or roles[member] == "other":
                         roles[member] = role_of(member, root) or "other"
                 except psutil.Error:
                     continue  # It ended in between.
                 cpu[member.pid, roles[member]] = times.user + times.system
+                memory[roles[member]] += held
             self._cpu.append((time.time(), cpu))
-            self.peak_mib = max(self.peak_mib, total / 2**20)
+            self.peak_mib = max(self.peak_mib, sum(memory.values()))
+            for role, mib in memory.items():
+                self.peaks[role] = max(self.peaks.get(role, 0.0), mib)
             time.sleep(self.every_s)

@@ -29,7 +29,13 @@ NODE_LABEL = "ray.io/node-id"
 """Ray's own label of every node, to place actors and tasks on a certain one."""
 
 _COMMIT_CPUS = 0.1
-_ESTIMATORS_PER_COMMIT = 16
+_ESTIMATE_CPUS = 0.1
+"""Of an estimator on a GPU."""
+
+_COMMITS_AT_ONCE = 4
+"""Of one actor, which mostly waits for the storage."""
+
+_CPU_ESTIMATORS_PER_COMMIT = 16
 _LARGEST_SHARD = 64 << 20
 """Bytes of crops that a shard is planned for at most."""
 _CPUS_PER_GROUP = 8
@@ -38,12 +44,13 @@ _CPUS_PER_GPU_PREPARER = 4
 
 @dataclass(frozen=True)
 class Operator:
-    """How many actors an operator has at most, and what each of them takes."""
+    """How many actors an operator has at most, and what each of them takes and does at once."""
 
     name: str
     actors: int
     cpus: float
     gpus: float = 0.0
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def _layout_on_cpus(
     return Layout(
         Operator("prepare", settings.preparers or groups, round(0.35 * group, 2)),
         Operator("estimate", estimators, round(0.45 * group / each, 2)),
-        _commit(estimators),
+        _commit(1 + (estimators - 1) // _CPU_ESTIMATORS_PER_COMMIT),
         settings.decoders or max(1, round(group / 4)),
         threads,
         "cpu",
@@ -184,8 +191,9 @@ def _layout_on_cpus(
 def _layout_on_gpus(
     settings: AnnotateSettings, nodes: list[dict[str, float]], gpus: int, like: Layout | None
 ) -> Layout:
-    """One estimator per GPU; on every node, what its GPUs leave is divided among preparers."""
-    free = [node.get("CPU", 0) - _COMMIT_CPUS * (node.get("GPU", 0) + 1) for node in nodes]
+    """An estimator and a commit actor per GPU; on every node, what is left goes to preparers."""
+    taken = _COMMIT_CPUS + _ESTIMATE_CPUS
+    free = [node.get("CPU", 0) - taken * max(1.0, node.get("GPU", 0)) for node in nodes]
     smallest = max(_COMMIT_CPUS, min((f for f in free if f > 0), default=_COMMIT_CPUS))
     per_node = max(1, round(smallest / _CPUS_PER_GPU_PREPARER))
     each = like.group if like else math.floor(100 * smallest / per_node) / 100
@@ -193,7 +201,7 @@ def _layout_on_gpus(
     estimators = settings.estimators or max(1, gpus)
     return Layout(
         Operator("prepare", settings.preparers or preparers, each),
-        Operator("estimate", estimators, _COMMIT_CPUS, 1.0),
+        Operator("estimate", estimators, _ESTIMATE_CPUS, 1.0),
         _commit(estimators),
         settings.decoders or max(1, math.ceil(each)),
         settings.threads or 1,
@@ -202,8 +210,8 @@ def _layout_on_gpus(
     )
 
 
-def _commit(estimators: int) -> Operator:
-    return Operator("commit", 1 + (estimators - 1) // _ESTIMATORS_PER_COMMIT, _COMMIT_CPUS)
+def _commit(actors: int) -> Operator:
+    return Operator("commit", actors, _COMMIT_CPUS, at_once=_COMMITS_AT_ONCE)
 
 
 def nodes_alive() -> list[dict[str, float]]:

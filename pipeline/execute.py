@@ -167,11 +167,13 @@ def make_pool(operator: cluster.Operator, stage: type, *arguments: Any) -> Pool:
         "num_gpus": operator.gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
+        "max_concurrency": operator.at_once,
         "concurrency_groups": {"notes": 1},
         "scheduling_strategy": "SPREAD",
     }
     actor: Any = ray.remote(**options)(stage)
-    return Pool(operator.name, operator.actors, partial(actor.remote, *arguments))
+    make = partial(actor.remote, *arguments)
+    return Pool(operator.name, operator.actors, make, operator.at_once)
 
 
 @ray.remote(max_retries=_UNIT_RETRIES)

@@ -29,9 +29,6 @@ log = logging.getLogger("posemill")
 _TRIES = 3
 """Of a shard, before it is left to the driver."""
 
-_DEPTH = 2
-"""Shards at an actor: the one that it works at, and the next."""
-
 _DEATHS_IN_A_ROW = 5
 _NOTES_S = 5.0
 _LOOK_EVERY_S = 10.0
@@ -68,9 +65,11 @@ class Worker:
 class Pool:
     """The actors of one stage, and the shards that wait for one."""
 
-    def __init__(self, name: str, size: int, make: Callable[[], Any]) -> None:
+    def __init__(self, name: str, size: int, make: Callable[[], Any], at_once: int = 1) -> None:
         self.name = name
         self._make = make
+        # What an actor works at, and the next.
+        self._depth = at_once + 1
         self._deaths = 0
         self.waiting: deque[Shard] = deque()
         self.workers: list[Worker] = []
@@ -78,7 +77,7 @@ class Pool:
 
     def free(self, node: str | None) -> Worker | None:
         """The started worker with the fewest calls, rather one on `node`; None if all are full."""
-        able = (w for w in self.workers if w.node is not None and len(w.calls) < _DEPTH)
+        able = (w for w in self.workers if w.node is not None and len(w.calls) < self._depth)
         return min(able, key=lambda w: (len(w.calls), w.node != node), default=None)
 
     def grow(self, size: int) -> None:
