@@ -14,7 +14,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-_SHARD_BYTES = 64 << 20
+from pipeline.plan import CROP_BYTES_PER_SHARD
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cluster:
     @property
     def images_per_shard(self) -> int:
         """As many crops as a shard has room for, 512 at most."""
-        return min(512, _SHARD_BYTES // (3 * self.crop_pixels**2))
+        return min(512, CROP_BYTES_PER_SHARD // (3 * self.crop_pixels**2))
 
     def limits(self) -> dict[str, float]:
         """Images per second that each part of the cluster can do."""

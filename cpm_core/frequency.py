@@ -45,14 +45,16 @@ def quicken(model: nn.Module) -> nn.Module:
 def _is_large(conv: nn.Conv2d) -> bool:
     (k, other), half = conv.kernel_size, conv.kernel_size[0] // 2
     plain = conv.stride == (1, 1) and conv.groups == 1 and conv.dilation == (1, 1)
+    plain = plain and conv.padding_mode == "zeros"
     return k == other >= _SMALLEST_KERNEL and k % 2 == 1 and conv.padding == (half, half) and plain
 
 
 class LargeConv(nn.Module):
     """A "same" convolution (N, C, H, W) -> (N, D, H, W), by the way that is quicker for the shape.
 
-    Both ways are timed when a shape is first seen by any layer of its geometry; the transformed
-    kernels, F (F / 2 + 1) complex matrices (C, D), are kept.
+    Both ways are timed when a shape is first seen by any layer of its geometry. The transformed
+    kernels, F (F / 2 + 1) complex matrices (C, D), are kept: 1.7 GiB for the whole of `cpm` at 368
+    px, 1.5 GiB for `cpm-vgg`.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

@@ -1,4 +1,4 @@
-"""Layers of `cpm-lite` in one oneDNN call each, for inference on CPUs in fp32.
+"""Layers in one oneDNN call each, for inference on CPUs in fp32.
 
 PyTorch runs convolution, activation and residual addition one after the other, each through memory,
 and on one thread computes 1x1 convolutions without oneDNN. oneDNN takes activation and addition as

@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError
 
 from pipeline.errors import LockedError, PosemillError, UsageError, redact
 from pipeline.settings import Settings
-from pipeline.storage import check_endpoint
+from pipeline.storage import check_endpoint, endpoint_of_environment, protocol_of
 
 DONE, FAILED, USAGE, NOTHING_TO_DO, LOCKED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
@@ -43,8 +43,7 @@ def run(
     try:
         with _interrupted_by_sigterm(signals):
             settings = kind.parse(sys.argv[1:] if arguments is None else arguments, program)
-            if endpoint := getattr(settings, "s3_endpoint", None):
-                check_endpoint(endpoint)
+            _check_storage(settings)
             code = job(settings)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,6 +64,15 @@ def run(
         print(interrupted, file=sys.stderr)
         return TERMINATED if signals else INTERRUPTED
     return DONE if code is None else code
+
+
+def _check_storage(settings: Settings) -> None:
+    """That the S3 server answers, where a setting names something on it."""
+    values = vars(settings).values()
+    texts = [t for v in values for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, str)]
+    endpoint = getattr(settings, "s3_endpoint", None) or endpoint_of_environment()
+    if endpoint and any(protocol_of(text) == "s3" for text in texts):
+        check_endpoint(endpoint)
 
 
 @contextmanager

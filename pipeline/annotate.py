@@ -5,7 +5,6 @@ The driver holds no results: parts are written by the workers, and what is done 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from pipeline.planning import Planner, Sources
 from pipeline.progress import Meter, Reporter
 from pipeline.runfile import RunFile, utc_now
 from pipeline.stages import EstimatorSpec
-from pipeline.storage import Output, StorageOptions
+from pipeline.storage import Output, StorageOptions, endpoint_of_environment
 from pipeline.summary import Summary
 from pipeline.weights import read_weights
 from pipeline.work import Totals, Work, find_work, stale_shards
@@ -65,7 +64,7 @@ class Run:
         self.settings = settings
         self.reporter = reporter
         self.storage = StorageOptions(
-            settings.s3_endpoint or _endpoint_of_environment(),
+            settings.s3_endpoint or endpoint_of_environment(),
             settings.s3_anonymous,
             settings.s3_requester_pays,
         )
@@ -280,11 +279,6 @@ class ExecutorInputs:
     estimator: EstimatorSpec
     same_person: float | None
     metadata: dict[bytes, bytes]
-
-
-def _endpoint_of_environment() -> str | None:
-    """The S3 server that this process would talk to; a cluster's workers have other variables."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _counts(summary: Summary) -> dict[str, Any]:

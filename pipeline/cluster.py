@@ -22,6 +22,7 @@ import ray
 
 from pipeline.config import AnnotateSettings
 from pipeline.errors import PosemillError
+from pipeline.plan import CROP_BYTES_PER_SHARD
 
 log = logging.getLogger("posemill")
 
@@ -36,15 +37,13 @@ _COMMITS_AT_ONCE = 4
 """Of one actor, which mostly waits for the storage."""
 
 _CPU_ESTIMATORS_PER_COMMIT = 16
-_LARGEST_SHARD = 64 << 20
-"""Bytes of crops that a shard is planned for at most."""
 _CPUS_PER_GROUP = 8
 _CPUS_PER_GPU_PREPARER = 4
 
 
 @dataclass(frozen=True)
 class Operator:
-    """How many actors an operator has at most, and what each of them takes and does at once."""
+    """How many actors a stage has, and what each of them takes and does at once."""
 
     name: str
     actors: int
@@ -70,7 +69,7 @@ class Layout:
 
     @property
     def operators(self) -> tuple[Operator, ...]:
-        """In the order of the graph."""
+        """In the order of the stages."""
         return self.prepare, self.estimate, self.commit
 
     def describe(self) -> str:
@@ -158,13 +157,14 @@ def layout(
     those of `like`, if it is given: a layout for fewer nodes, or for more.
     """
     gpus = sum(node.get("GPU", 0) for node in nodes)
-    if settings.device == "cuda" or (settings.device == "auto" and gpus >= 1):
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= 1)
+    if on_gpus if like is None else like.device == "cuda":
         chosen = _layout_on_gpus(settings, nodes, int(gpus), like)
     else:
         chosen = _layout_on_cpus(settings, nodes, light, like)
     store = sum(node.get("object_store_memory", 0) for node in nodes)
     workers = chosen.prepare.actors + chosen.estimate.actors
-    ahead = max(2, min(2 * workers, int(store / 2 // _LARGEST_SHARD)))
+    ahead = max(2, min(2 * workers, int(store / 2 // CROP_BYTES_PER_SHARD)))
     return replace(chosen, shards_ahead=ahead)
 
 

@@ -142,7 +142,7 @@ class AnnotateSettings(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = setting("run", "auto", "where the network runs")
     estimators: int | None = setting(
-        "run", None, "actors that run the network (default: one per GPU)", ge=1
+        "run", None, "actors that run the network (default: one per GPU, or by the CPUs)", ge=1
     )
     preparers: int | None = setting(
         "run", None, "actors that fetch and decode (default: by the CPUs)", ge=1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -27,7 +28,7 @@ from pipeline.poses import estimate_rows
 from pipeline.progress import Reporter
 from pipeline.rows import annotation_rows, crops_table, failure_rows
 from pipeline.stages import CommitStage, EstimateStage, Outcome, Prepare, PrepareStage
-from pipeline.stall import Watchdog
+from pipeline.stall import Note, Watchdog
 from pipeline.storage import Output
 from pipeline.summary import Summary
 from pipeline.units import Unit
@@ -93,10 +94,10 @@ class Executor:
         yield from self._run(shards, final=True)
 
     def _run(self, shards: Sequence[ShardRef], final: bool) -> Iterator[Outcome]:
-        self._flow = flow = self._flow or self._start_actors()
         after = self.inputs.settings.stall_after
         try:
-            with Watchdog(after, flow.notes, self.reporter.say) as watchdog:
+            self._flow = flow = self._flow or self._start_actors()
+            with Watchdog(after, partial(_notes, flow), self.reporter.say) as watchdog:
                 for outcome in flow.run(shards, final):
                     watchdog.moved()
                     if outcome.refused:
@@ -116,15 +117,15 @@ class Executor:
         for ref in shards:
             with opened(self.inputs.output, ref.file) as file:
                 units = units_to_do(self.inputs.output, ref, file)
-            results = [
-                task.remote(
-                    *(self.decoder, self.estimator, self.inputs.output, self.inputs.same_person),
-                    unit,
-                )
-                for unit in units
-            ]
-            pairs = zip(units, results, strict=True)
-            rows = [self._rows_of(unit, result) for unit, result in pairs]
+            # A few at a time, as each has a decoder and a network of its own.
+            under_way: deque[tuple[Unit, Any]] = deque()
+            rows = []
+            for unit in units:
+                arguments = self.decoder, self.estimator, self.inputs.output
+                under_way.append((unit, task.remote(*arguments, self.inputs.same_person, unit)))
+                if len(under_way) >= self.layout.prepare.actors:
+                    rows.append(self._rows_of(*under_way.popleft()))
+            rows += [self._rows_of(*pair) for pair in under_way]
             table = pa.concat_tables([self._empty, *rows])
             counts = Summary.of(table)
             summary = commit(self.inputs.output, ref, table, counts, self.inputs.metadata)
@@ -160,6 +161,13 @@ class Executor:
         self._flow = None
 
 
+def _notes(flow: Flow) -> list[Note]:
+    try:
+        return flow.notes()
+    except RayError as error:
+        return [Note("Ray", f"no answer ({last_line(error)})", 0.0)]
+
+
 def make_pool(operator: cluster.Operator, stage: type, *arguments: Any) -> Pool:
     """The actors of a stage, over all nodes. References among the arguments arrive as values."""
     options: dict[str, Any] = {
@@ -168,7 +176,7 @@ def make_pool(operator: cluster.Operator, stage: type, *arguments: Any) -> Pool:
         "max_restarts": 0,
         "max_task_retries": 0,
         "max_concurrency": operator.at_once,
-        "concurrency_groups": {"notes": 1},
+        "concurrency_groups": {"notes": 1, "life": 1},
         "scheduling_strategy": "SPREAD",
     }
     actor: Any = ray.remote(**options)(stage)

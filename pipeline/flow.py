@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from pipeline.cluster import Layout
 from pipeline.errors import PosemillError
 from pipeline.manifest import ShardRef
-from pipeline.stages import Outcome, Report
+from pipeline.stages import Outcome, StageReport
 from pipeline.stall import Note
 
 log = logging.getLogger("posemill")
@@ -29,7 +29,13 @@ log = logging.getLogger("posemill")
 _TRIES = 3
 """Of a shard, before it is left to the driver."""
 
-_DEATHS_IN_A_ROW = 5
+_STILLBORN_IN_A_ROW = 5
+_FAILURES_IN_A_ROW = 3
+"""Of one actor, which may be the reason: on its node there may be no room on the disk."""
+
+_ROWS_WAITING = 8
+"""Shards per commit actor that may wait for it before estimators wait, too."""
+
 _NOTES_S = 5.0
 _LOOK_EVERY_S = 10.0
 _WAIT_S = 1.0
@@ -49,69 +55,86 @@ class Shard:
     data: Any = None
     node: str | None = None
     failures: int = 0
+    submitted: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
-class Worker:
-    """An actor and the calls under way, oldest first. Its `node` is known once it has started."""
+class Member:
+    """An actor of a pool and the calls under way, oldest first. Its `node` is known once it has
+    started. The call `life` never ends, but when the actor dies."""
 
     actor: Any
     started: Any
+    life: Any
     node: str | None = None
     calls: dict[Any, Shard] = field(default_factory=dict)
+    failures_in_a_row: int = 0
 
 
 class Pool:
-    """The actors of one stage, and the shards that wait for one."""
+    """The actors of one stage, `size` of them, and the shards that wait for one.
+
+    An actor works at so many shards `at_once`, and has one more waiting.
+    """
 
     def __init__(self, name: str, size: int, make: Callable[[], Any], at_once: int = 1) -> None:
         self.name = name
-        self._make = make
-        # What an actor works at, and the next.
-        self._depth = at_once + 1
-        self._deaths = 0
+        self.size = size
+        self.at_once = at_once
         self.waiting: deque[Shard] = deque()
-        self.workers: list[Worker] = []
-        self.grow(size)
+        self.members: list[Member] = []
+        self._make = make
+        self._stillborn = 0
+        self._has_started = False
 
-    def free(self, node: str | None) -> Worker | None:
-        """The started worker with the fewest calls, rather one on `node`; None if all are full."""
-        able = (w for w in self.workers if w.node is not None and len(w.calls) < self._depth)
-        return min(able, key=lambda w: (len(w.calls), w.node != node), default=None)
+    def free(self, node: str | None) -> Member | None:
+        """The started member with the fewest calls, rather one on `node`; None if all are full."""
+        able = (m for m in self.members if m.node is not None and len(m.calls) <= self.at_once)
+        return min(able, key=lambda m: (len(m.calls), m.node != node), default=None)
 
-    def grow(self, size: int) -> None:
-        """Have at least so many workers."""
-        while len(self.workers) < size:
-            self._add()
+    def grow(self, size: int) -> list[Member]:
+        """Have at least so many members; those that are new."""
+        new = [self._new() for _ in range(size - len(self.members))]
+        self.members += new
+        return new
 
-    def worked(self) -> None:
-        """One of the workers has done a shard."""
-        self._deaths = 0
+    def started(self, member: Member, node: str) -> None:
+        """A member is ready to work."""
+        member.node = node
+        self._has_started = True
+        self._stillborn = 0
 
-    def replace(self, worker: Worker, error: RayError) -> None:
-        """Start another in its place; raises StartError where none has a future."""
-        self.workers.remove(worker)
-        self._deaths += 1
+    def lose(self, member: Member, error: RayError) -> bool:
+        """A member died; whether another shall take its place at once.
+
+        Where others work, one that could not start is tried again later only: its node may be to
+        blame. Raises StartError where none of the pool could ever start.
+        """
+        self.members.remove(member)
+        kill(member)
         reason = last_line(error)
-        if worker.node is None and _AT_START in str(error):
+        log.warning("a %s worker is gone: %s", self.name, reason)
+        if member.node is not None or self._has_started:
+            return member.node is not None
+        self._stillborn += 1
+        if _AT_START in str(error):
             raise StartError(
                 f"a worker could not start: {reason}; that is no fault of the inputs: mend it, "
                 "then run the same command again"
             )
-        if self._deaths >= _DEATHS_IN_A_ROW * max(1, len(self.workers)):
+        if self._stillborn >= _STILLBORN_IN_A_ROW * self.size:
             raise StartError(
-                f"{self._deaths} {self.name} workers in a row died before they had done anything, "
+                f"{self._stillborn} {self.name} workers in a row died before they had started, "
                 f"the last with: {reason}; see what Ray printed, mend it, then run the same "
                 "command again"
             )
-        log.warning("a %s worker is replaced: %s", self.name, reason)
-        kill(worker)
-        self._add()
+        return True
 
-    def _add(self) -> None:
+    def _new(self) -> Member:
         actor = self._make()
-        self.workers.append(Worker(actor, actor.node.remote()))
+        life = actor.live.options(concurrency_group="life").remote()
+        return Member(actor, actor.node.remote(), life)
 
 
 class Flow:
@@ -125,9 +148,14 @@ class Flow:
         self.ahead = ahead
         self._look = look
         self._looked = time.monotonic()
-        self._calls: dict[Any, tuple[Pool, Worker]] = {}
+        self._calls: dict[Any, tuple[Pool, Member]] = {}
         self._with_crops: set[Shard] = set()
         self._left = 0
+        # One of each first: where room is short, none of a kind would be worse than few of another.
+        for pool in pools:
+            self._grow(pool, 1)
+        for pool in reversed(pools):
+            self._grow(pool, pool.size)
 
     def run(self, refs: Sequence[ShardRef], final: bool) -> Iterator[Outcome]:
         """What came of each shard, as they come. One that fails for good is left out.
@@ -137,7 +165,7 @@ class Flow:
         self.pools[0].waiting.extend(Shard(ref) for ref in refs)
         self._left = len(refs)
         while self._left:
-            self._grow()
+            self._look_around()
             self._submit(final)
             for call in self._arrived():
                 outcome = self._take(call)
@@ -146,15 +174,19 @@ class Flow:
                     yield outcome
 
     def notes(self) -> list[Note]:
-        """What the workers are at, the longest first."""
+        """What the workers are at, the longest first; raises RayError."""
         asked = {
-            w.actor.notes.options(concurrency_group="notes").remote(): pool.name
+            m.actor.notes.options(concurrency_group="notes").remote(): (pool.name, m)
             for pool in self.pools
-            for w in list(pool.workers)
-            if w.node is not None
+            for m in list(pool.members)
+            if m.node is not None
         }
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_NOTES_S)
-        found = [Note(asked[call], "an actor that does not answer", _NOTES_S) for call in silent]
+        now = time.monotonic()
+        found: list[Note] = []
+        for name, member in (asked[call] for call in silent):
+            oldest = min((s.submitted for s in list(member.calls.values())), default=now)
+            found.append(Note(name, "an actor that does not answer", now - oldest))
         for call in answered:
             with contextlib.suppress(RayError):
                 found += ray.get(call)
@@ -163,45 +195,58 @@ class Flow:
     def close(self) -> None:
         """End all actors."""
         for pool in self.pools:
-            for worker in pool.workers:
-                kill(worker)
+            for member in pool.members:
+                kill(member)
 
-    def _grow(self) -> None:
-        """Now and then, see whether nodes have joined."""
-        if self._look is None or time.monotonic() - self._looked < _LOOK_EVERY_S:
+    def _grow(self, pool: Pool, size: int) -> None:
+        for member in pool.grow(size):
+            for call in (member.started, member.life):
+                self._calls[call] = pool, member
+
+    def _look_around(self) -> None:
+        """Now and then, see whether nodes have joined, and replace what could not start."""
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
-        layout = self._look()
-        self.ahead = max(self.ahead, layout.shards_ahead)
-        for pool, operator in zip(self.pools, layout.operators, strict=True):
-            pool.grow(operator.actors)
+        if self._look is not None:
+            layout = self._look()
+            self.ahead = layout.shards_ahead
+            for pool, operator in zip(self.pools, layout.operators, strict=True):
+                pool.size = max(pool.size, operator.actors)
+        for pool in self.pools:
+            self._grow(pool, pool.size)
 
     def _submit(self, final: bool) -> None:
         """Give waiting shards to free workers, late stages first."""
         for pool in reversed(self.pools):
-            first, last = pool is self.pools[0], pool is self.pools[-1]
-            while pool.waiting and not (first and len(self._with_crops) >= self.ahead):
+            while pool.waiting and not self._is_held_back(pool):
                 shard = pool.waiting[0]
-                if (worker := pool.free(shard.node)) is None:
+                if (member := pool.free(shard.node)) is None:
                     break
                 pool.waiting.popleft()
-                if first:
-                    self._with_crops.add(shard)
-                rows = () if first else (shard.data,)
-                data, report = worker.actor.shard.options(num_returns=2).remote(
-                    shard.ref, *rows, *((final,) if last else ())
-                )
-                shard.data = data
-                worker.calls[report] = shard
-                self._calls[report] = pool, worker
+                self._call(pool, member, shard, final)
+
+    def _is_held_back(self, pool: Pool) -> bool:
+        """Whether what comes after a stage is too far behind."""
+        if pool is self.pools[0]:
+            return len(self._with_crops) >= self.ahead
+        last = self.pools[-1]
+        return pool is not last and len(last.waiting) >= _ROWS_WAITING * last.size
+
+    def _call(self, pool: Pool, member: Member, shard: Shard, final: bool) -> None:
+        first, last = pool is self.pools[0], pool is self.pools[-1]
+        if first:
+            self._with_crops.add(shard)
+        rows = () if first else (shard.data,)
+        shard.data, report = member.actor.shard.options(num_returns=2).remote(
+            shard.ref, *rows, *((final,) if last else ())
+        )
+        shard.submitted = time.monotonic()
+        member.calls[report] = shard
+        self._calls[report] = pool, member
 
     def _arrived(self) -> list[Any]:
-        """Calls that are over and workers that have started, once there is one or a second has
-        passed; nothing is fetched."""
-        for pool in self.pools:
-            for worker in pool.workers:
-                if worker.node is None:
-                    self._calls[worker.started] = pool, worker
+        """Calls that are over, once there is one or a second has passed; nothing is fetched."""
         waiting = list(self._calls)
         over, _ = ray.wait(waiting, timeout=_WAIT_S, fetch_local=False)
         if over:
@@ -212,67 +257,82 @@ class Flow:
         """Move a shard on; an outcome if it was its last stage."""
         if call not in self._calls:
             return None  # Its worker was lost with another call.
-        pool, worker = self._calls.pop(call)
+        pool, member = self._calls.pop(call)
         try:
-            answer: str | Report = ray.get(call)
-        except RayActorError as error:
-            self._lost(pool, worker, error)
+            answer: str | StageReport = ray.get(call)
+        except (RayTaskError, ObjectLostError) as error:
+            if call not in member.calls:
+                raise  # Not of a shard: nothing that our own methods raise.
+            self._failed(member.calls.pop(call), error)
+            member.failures_in_a_row += 1
+            if member.failures_in_a_row >= _FAILURES_IN_A_ROW:
+                self._lost(pool, member, error)
             return None
         except RayError as error:
-            self._failed(worker.calls.pop(call), error)
+            # Whatever else Ray says, the actor is gone: also that it was killed for its memory.
+            self._lost(pool, member, error)
             return None
         if isinstance(answer, str):
-            worker.node = answer
+            pool.started(member, answer)
             return None
-        pool.worked()
-        return self._moved(worker.calls.pop(call), pool, worker, answer)
+        member.failures_in_a_row = 0
+        return self._moved(member.calls.pop(call), pool, member, answer)
 
-    def _moved(self, shard: Shard, pool: Pool, worker: Worker, report: Report) -> Outcome | None:
+    def _moved(
+        self, shard: Shard, pool: Pool, member: Member, report: StageReport
+    ) -> Outcome | None:
         shard.seconds[pool.name] = report.seconds
         if report.outcome is not None:
             report.outcome.summary.seconds.update(shard.seconds)
             return report.outcome
         shard.stage += 1
-        shard.node = worker.node
+        shard.node = member.node
         if shard.stage == len(self.pools) - 1:
             self._with_crops.discard(shard)
         self.pools[shard.stage].waiting.append(shard)
         return None
 
-    def _lost(self, pool: Pool, worker: Worker, error: RayActorError) -> None:
+    def _lost(self, pool: Pool, member: Member, error: RayError) -> None:
         """An actor died: what it worked at has failed, what waited there lost its place only."""
-        for call in (*worker.calls, worker.started):
+        for call in (*member.calls, member.started, member.life):
             self._calls.pop(call, None)
-        pool.replace(worker, error)
-        for place, shard in enumerate(worker.calls.values()):
-            if place == 0:
-                self._failed(shard, error)
-            else:
-                self._restart(shard)
+        shards = list(member.calls.values())
+        for shard in reversed(shards[pool.at_once :]):
+            self._restart(shard)
+        for shard in shards[: pool.at_once]:
+            self._failed(shard, error)
+        if pool.lose(member, error):
+            self._grow(pool, pool.size)
 
     def _failed(self, shard: Shard, error: RayError) -> None:
-        shard.failures += 1
+        """It is tried again later, as the worker may be to blame. It counts, unless its crops were
+        lost with a node."""
+        is_loss = isinstance(error, ObjectLostError) or (
+            isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError)
+        )
+        shard.failures += not is_loss
         log.warning("shard %d failed: %s", shard.ref.shard, error)
         if shard.failures < _TRIES:
-            self._restart(shard)
+            self._restart(shard, last=True)
         else:
             self._with_crops.discard(shard)
             self._left -= 1
 
-    def _restart(self, shard: Shard) -> None:
+    def _restart(self, shard: Shard, last: bool = False) -> None:
         """From the beginning: its crops may be gone with a node."""
         self._with_crops.discard(shard)
         shard.stage, shard.data, shard.node = 0, None, None
         shard.seconds.clear()
-        self.pools[0].waiting.appendleft(shard)
+        waiting = self.pools[0].waiting
+        waiting.append(shard) if last else waiting.appendleft(shard)
 
 
-def kill(worker: Worker) -> None:
+def kill(member: Member) -> None:
     """End an actor, if Ray is there to do it."""
     with contextlib.suppress(RayError):
-        ray.kill(worker.actor)
+        ray.kill(member.actor)
 
 
 def last_line(error: RayError) -> str:
     """What went wrong, without Ray's stacks."""
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

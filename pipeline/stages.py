@@ -1,11 +1,12 @@
 """The three stages that a shard goes through: prepare, estimate, commit.
 
 Each does a whole shard at a time, as an actor of Ray, and answers with rows for the next stage and
-a `Report` for the driver.
+a `StageReport` for the driver.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -64,11 +65,13 @@ class Prepare:
 
     def shard(self, ref: ShardRef) -> pa.Table:
         """Rows with crops of all units of a shard that are to do."""
-        if self._manifest is None or self._manifest[0] != ref.file:
-            if self._manifest is not None:
-                self._manifest[1].close(force=True)
-            self._manifest = ref.file, open_file(self.output, ref.file)
-        return self.units(units_to_do(self.output, ref, self._manifest[1]))
+        with self.pulse.at(f"the plan of shard {ref.shard}"):
+            if self._manifest is None or self._manifest[0] != ref.file:
+                if self._manifest is not None:
+                    self._manifest[1].close(force=True)
+                self._manifest = ref.file, open_file(self.output, ref.file)
+            units = units_to_do(self.output, ref, self._manifest[1])
+        return self.units(units)
 
     def units(self, units: Iterable[Unit]) -> pa.Table:
         """Rows with crops of the given units, in their order."""
@@ -121,6 +124,10 @@ class Stage:
         """What it is at."""
         return self.pulse.notes()
 
+    def live(self) -> None:
+        """Never ends: that the call fails tells the driver that the actor is gone."""
+        threading.Event().wait()
+
 
 class PrepareStage(Stage):
     """`Prepare` as an actor."""
@@ -129,11 +136,11 @@ class PrepareStage(Stage):
         super().__init__(Pulse("prepare"))
         self.prepare = Prepare(config, output, decoders, self.pulse)
 
-    def shard(self, ref: ShardRef) -> tuple[pa.Table, Report]:
+    def shard(self, ref: ShardRef) -> tuple[pa.Table, StageReport]:
         """Rows with crops."""
         started = time.monotonic()
         table = self.prepare.shard(ref)
-        return table, Report(time.monotonic() - started)
+        return table, StageReport(time.monotonic() - started)
 
 
 class EstimateStage(Stage):
@@ -147,12 +154,12 @@ class EstimateStage(Stage):
         torch.set_num_threads(threads)
         self.estimator = spec.build()
 
-    def shard(self, ref: ShardRef, crops: pa.Table) -> tuple[pa.Table, Report]:
+    def shard(self, ref: ShardRef, crops: pa.Table) -> tuple[pa.Table, StageReport]:
         """Rows with crops -> rows with keypoints."""
         started = time.monotonic()
         with self.pulse.at(f"shard {ref.shard}"):
             rows = estimate_rows(self.estimator, crops, self.same_person)
-        return rows, Report(time.monotonic() - started)
+        return rows, StageReport(time.monotonic() - started)
 
 
 class CommitStage(Stage):
@@ -163,7 +170,7 @@ class CommitStage(Stage):
         self.output = output
         self.metadata = metadata
 
-    def shard(self, ref: ShardRef, rows: pa.Table, final: bool) -> tuple[None, Report]:
+    def shard(self, ref: ShardRef, rows: pa.Table, final: bool) -> tuple[None, StageReport]:
         """Write the part. Of a shard that could mostly not be fetched only if this is `final`."""
         started = time.monotonic()
         summary = Summary.of(rows)
@@ -176,7 +183,7 @@ class CommitStage(Stage):
             except RefusedError as error:
                 refused = str(error)
         outcome = Outcome(ref.shard, summary, committed, ref.amend, refused)
-        return None, Report(time.monotonic() - started, outcome)
+        return None, StageReport(time.monotonic() - started, outcome)
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Report:
+class StageReport:
     """How long a stage took with a shard; the last one also says what came of it."""
 
     seconds: float

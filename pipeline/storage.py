@@ -72,6 +72,11 @@ class StorageOptions:
         return options
 
 
+def endpoint_of_environment() -> str | None:
+    """The S3 server that this process would talk to; a cluster's workers have other variables."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def check_endpoint(url: str) -> None:
     """Connect to the S3 server at `url` once, before its client tries each request for minutes.
 
@@ -80,7 +85,8 @@ def check_endpoint(url: str) -> None:
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        host, port = parts.hostname, parts.port or usual
     except (KeyError, ValueError):
         host = None
     if not host:
@@ -93,6 +99,8 @@ def check_endpoint(url: str) -> None:
             socket.create_connection((host, port), _CONNECT_S).close()
         except OSError as error:
             reason = error.strerror or str(error)
+        except UnicodeError as error:
+            raise UsageError(f"--s3-endpoint {url} is no URL: {error}") from error
         else:
             return
     raise PosemillError(

@@ -76,6 +76,15 @@ def test_threads_that_are_given_make_fewer_actors() -> None:
     assert (chosen.estimate.actors, chosen.threads) == (4, 4)
 
 
+def test_a_run_stays_on_the_device_that_it_began_on() -> None:
+    """When its only GPU node is gone, no actors for GPUs are made by the rule for CPUs; a GPU that
+    joins a run on CPUs changes nothing."""
+    on_gpu = layout(settings(), [node(8, 1)], light=True)
+    assert layout(settings(), [node(64)], True, on_gpu).estimate.actors == 1
+    on_cpu = layout(settings(), [node(8)], light=True)
+    assert layout(settings(), [node(8), node(8, 1)], True, on_cpu).device == "cpu"
+
+
 @pytest.mark.parametrize(("store", "ahead"), [(2e8, 2), (8e8, 5), (1e10, 6)])
 def test_what_is_held_ahead_fits_the_object_store(store: float, ahead: int) -> None:
     """Two shards per worker, where half of the store has room for them; two at least."""

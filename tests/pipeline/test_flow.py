@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError, RayError, RuntimeEnvSetupError
 
+from pipeline import flow as flow_module
+from pipeline.cluster import Layout, Operator
 from pipeline.errors import PosemillError
 from pipeline.flow import Flow, Pool, StartError
 from pipeline.manifest import ShardRef
-from pipeline.stages import Outcome, Report, Stage
-from pipeline.stall import Pulse
+from pipeline.stages import Outcome, Stage, StageReport
+from pipeline.stall import Note, Pulse
 from pipeline.summary import Summary
 
 DEADLY, BROKEN, RUDE_ONCE = 7, 11, 13
@@ -54,26 +57,26 @@ class First(Stage):
         super().__init__(Pulse("prepare"))
         self.ledger = ledger
 
-    def shard(self, ref: ShardRef) -> tuple[str, Report]:
+    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
         """Dies, or fails, of certain shards."""
         ray.get(self.ledger.note.remote("first", ref.shard))
         if ref.shard == DEADLY:
             os._exit(1)
         if ref.shard == BROKEN:
             raise ValueError("broken")
-        return f"rows {ref.shard}", Report(0.5)
+        return f"rows {ref.shard}", StageReport(0.5)
 
 
 class Second(First):
     """Dies once of one shard."""
 
-    def shard(self, ref: ShardRef, rows: str) -> tuple[str, Report]:  # type: ignore[override]
+    def shard(self, ref: ShardRef, rows: str) -> tuple[str, StageReport]:  # type: ignore[override]
         """The rows as they are."""
         assert rows == f"rows {ref.shard}"
         before = ray.get(self.ledger.note.remote("second", ref.shard))
         if ref.shard == RUDE_ONCE and not before:
             os._exit(1)
-        return rows, Report(0.25)
+        return rows, StageReport(0.25)
 
 
 class Last(First):
@@ -81,10 +84,10 @@ class Last(First):
 
     def shard(  # type: ignore[override]
         self, ref: ShardRef, rows: str, final: bool
-    ) -> tuple[None, Report]:
+    ) -> tuple[None, StageReport]:
         """What came of it."""
         assert rows == f"rows {ref.shard}"
-        return None, Report(0.125, Outcome(ref.shard, Summary(shards=1), final))
+        return None, StageReport(0.125, Outcome(ref.shard, Summary(shards=1), final))
 
 
 class Unborn(First):
@@ -99,7 +102,7 @@ class Unborn(First):
 class Patient(First):
     """Waits in a shard until it is killed."""
 
-    def shard(self, ref: ShardRef) -> tuple[str, Report]:
+    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
         """Never answers."""
         with self.pulse.at(f"shard {ref.shard}"):
             threading.Event().wait()
@@ -110,16 +113,17 @@ def refs(count: int) -> list[ShardRef]:
     return [ShardRef(shard, "f", 0, 1) for shard in range(count)]
 
 
-def pool(stage: type, *arguments: Any, size: int = 1) -> Pool:
+def pool(stage: type, *arguments: Any, size: int = 1, at_once: int = 1) -> Pool:
     """Actors as the executor makes them."""
     options: dict[str, Any] = {
         "num_cpus": 0.1,
         "max_restarts": 0,
         "max_task_retries": 0,
-        "concurrency_groups": {"notes": 1},
+        "max_concurrency": at_once,
+        "concurrency_groups": {"notes": 1, "life": 1},
     }
     actor: Any = ray.remote(**options)(stage)
-    return Pool(stage.__name__.lower(), size, partial(actor.remote, *arguments))
+    return Pool(stage.__name__.lower(), size, partial(actor.remote, *arguments), at_once)
 
 
 @pytest.fixture
@@ -168,6 +172,83 @@ def test_crops_are_held_of_so_many_shards_at_most(flow: Callable[..., Flow]) -> 
         assert ahead <= 2 + 1  # One may have left the second stage before that is known.
 
 
+def test_deadly_shards_alone_and_side_by_side_end_no_run(flow: Callable[..., Flow]) -> None:
+    """One actor, several passes: it is replaced as often as it takes."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    deadly = refs(DEADLY + 1)[-1]
+    for final in (False, True, True):
+        assert list(going.run([deadly, deadly], final)) == []
+    assert [outcome.shard for outcome in going.run(refs(2), True)] == [0, 1]
+
+
+def test_a_worker_that_dies_idle_costs_nobody(flow: Callable[..., Flow]) -> None:
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger, size=2), pool(Second, ledger), pool(Last, ledger))
+    assert len(list(going.run(refs(3), True))) == 3
+    before = list(going.pools[0].members)
+    ray.kill(before[0].actor)
+    ray.wait([before[0].life])
+    assert len(list(going.run(refs(6), True))) == 6
+    assert before[0] not in going.pools[0].members
+    assert len(going.pools[0].members) == 2
+    counts = [ray.get(ledger.read.remote()).count(("first", shard)) for shard in range(6)]
+    assert counts == [2, 2, 2, 1, 1, 1]
+
+
+def test_all_that_an_actor_works_at_are_charged(flow: Callable[..., Flow]) -> None:
+    """With two at once nobody can tell which of them it died of; what waited is not charged."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger, at_once=2), pool(Second, ledger), pool(Last, ledger))
+    numbers = [shard for shard in range(DEADLY + 1) if shard != BROKEN]
+    found = {outcome.shard for outcome in going.run([refs(20)[n] for n in numbers], True)}
+    assert DEADLY not in found
+    events = ray.get(ledger.read.remote())
+    assert events.count(("first", DEADLY)) == 3
+
+
+def test_a_worker_that_always_fails_is_replaced(flow: Callable[..., Flow]) -> None:
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    before = list(going.pools[0].members)
+    assert list(going.run([refs(20)[BROKEN]], True)) == []
+    assert not set(before) & set(going.pools[0].members)
+    assert len(list(going.run(refs(3), True))) == 3
+
+
+@pytest.mark.parametrize("kind", [OutOfMemoryError, RuntimeEnvSetupError])
+def test_a_death_by_any_name_is_a_death(
+    kind: type[RayError], flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray has errors of their own for an actor killed for its memory, and for one without its
+    environment."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    victim, get = going.pools[1].members[0], ray.get
+
+    def failing(call: Any, **options: Any) -> Any:
+        if call in (victim.started, *victim.calls):
+            raise kind("as Ray says")
+        return get(call, **options)
+
+    monkeypatch.setattr(ray, "get", failing)
+    assert len(list(going.run(refs(3), True))) == 3
+    assert victim not in going.pools[1].members
+
+
+def test_pools_grow_with_the_layout(
+    flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_module, "_LOOK_EVERY_S", 0.0)
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    operators = (Operator("p", 2, 0.1), Operator("e", 1, 0.1), Operator("c", 1, 0.1))
+    going._look = lambda: Layout(*operators, 1, 1, "cpu", shards_ahead=3)
+    assert len(list(going.run(refs(4), True))) == 4
+    assert [len(pool.members) for pool in going.pools] == [2, 1, 1]
+    assert going.ahead == 3
+
+
 @pytest.mark.parametrize(("how", "told"), [("raises", "no such device"), ("dies", "in a row")])
 def test_workers_that_cannot_start_end_the_run(
     how: str, told: str, flow: Callable[..., Flow]
@@ -183,11 +264,10 @@ def test_workers_that_cannot_start_end_the_run(
 def test_notes_say_what_the_workers_are_at(flow: Callable[..., Flow]) -> None:
     ledger = Ledger.remote()  # type: ignore[attr-defined]
     going = flow(pool(Patient, ledger), pool(Second, ledger), pool(Last, ledger))
-    running = going.run(refs(1), final=True)
-    thread = threading.Thread(target=next, args=(running, None), daemon=True)
-    thread.start()
-    notes: list[Any] = []
+    notes: list[Note] = []
+    going.pools[0].members[0].actor.shard.remote(refs(1)[0])
     for _ in range(600):
+        going._take(going.pools[0].members[0].started) if going._calls else None
         if notes := going.notes():
             break
         threading.Event().wait(0.05)

@@ -280,7 +280,9 @@ def test_endpoint_where_nothing_listens_is_told_in_seconds(
     assert pauses == [0, 1, 2]
 
 
-@pytest.mark.parametrize("url", ["localhost:9000", "ftp://host", "http://", "http://h:port", "x"])
+@pytest.mark.parametrize(
+    "url", ["localhost:9000", "ftp://host:21", "http://", "http://h:port", "x"]
+)
 def test_what_is_no_endpoint_is_told(url: str) -> None:
     with pytest.raises(UsageError, match="give one as http://host:9000"):
         check_endpoint(url)
