@@ -56,19 +56,24 @@ def measure(count: int, folder: Path) -> str:
     driver = subprocess.Popen(command, stdout=subprocess.PIPE)
     with Watch(driver) as watch:
         assert driver.stdout is not None
-        found = json.loads(driver.stdout.read().splitlines()[-1])
+        lines = driver.stdout.read().splitlines()
+    if driver.returncode:
+        sys.exit(f"the run of {count} failed")
+    found = json.loads(lines[-1])
     parts = list((folder / "out/annotations").rglob("*.parquet"))
     size = sum(part.stat().st_size for part in parts) / 1e6
     roles = ", ".join(f"{role} {watch.peaks.get(role, 0):.0f}" for role in _ROLES)
     return (
-        f"| {count:,} | {count / found['seconds']:.0f} | {1e3 * found['cpu'] / len(parts):.1f} "
-        f"| {1e6 * found['cpu'] / count:.0f} | {len(parts)} | {size:.1f} "
+        f"| {count:,} | {found['units'] / found['seconds']:.0f} "
+        f"| {1e3 * found['cpu'] / found['shards']:.1f} | {1e6 * found['cpu'] / found['units']:.0f} "
+        f"| {len(parts)} | {size:.1f} "
         f"| {watch.peak_mib:.0f}: {roles} |"
     )
 
 
 def drive(pictures: str, output: str) -> dict[str, float]:
-    """The driver: wall and CPU seconds from the first shard's end to the last one's."""
+    """The driver: wall and CPU seconds from the first shard's end to the last one's, and what was
+    done meanwhile."""
     values = {"input": [pictures], "output": output}
     process = psutil.Process(os.getpid())
     with Reporter() as reporter:
@@ -78,10 +83,14 @@ def drive(pictures: str, output: str) -> dict[str, float]:
             outcomes = executor.run(list(manifest.shards(run.output)))
             next(outcomes)
             started = _clocks(process)
-            for _ in outcomes:
-                pass
+            later = [outcome.summary.units for outcome in outcomes]
             ended = _clocks(process)
-    return {"seconds": ended[0] - started[0], "cpu": ended[1] - started[1]}
+    return {
+        "seconds": ended[0] - started[0],
+        "cpu": ended[1] - started[1],
+        "units": sum(later),
+        "shards": len(later),
+    }
 
 
 def _clocks(process: psutil.Process) -> tuple[float, float]:

@@ -31,11 +31,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.peers.onnx_threads import LastStage
+from benchmarks.peers.onnx_threads import LastStage, export
 from cpm_core.analysis import multiply_adds
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator
-from cpm_core.lite import fold_batch_norm
 from cpm_core.model import Cpm
 from cpm_core.skeleton import load_skeleton
 from cpm_core.weights import Weights, WeightsInfo, load_weights
@@ -151,19 +150,7 @@ def _ours(weights: Weights, precision: str, _: Path, options: argparse.Namespace
 def _exported(weights: Weights, folder: Path) -> Path:
     path = folder / f"{weights.info.name}.onnx"
     if not path.exists():
-        size = weights.info.config.input_size
-        shapes = {"crops": {0: torch.export.Dim("batch")}}
-        torch.onnx.export(
-            LastStage(fold_batch_norm(weights.model())).eval(),
-            (torch.zeros((2, size, size, 3), dtype=torch.uint8),),
-            path,
-            input_names=["crops"],
-            output_names=["maps"],
-            dynamic_shapes=shapes,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        export(weights, path)
     return path
 
 

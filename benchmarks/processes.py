@@ -12,15 +12,15 @@ from typing import Self
 import psutil
 
 _ROLES = {
+    "raylet/raylet ": "raylet",  # Its arguments name the worker's script, too.
     "default_worker.py": None,  # An actor has its name a little after it has started.
     "jobs.cli": "driver",
     "PrepareStage": "prepare",
     "EstimateStage": "estimate",
     "CommitStage": "commit",
     "pipeline.decoder": "decoders",
-    "raylet": "raylet",
     "gcs_server": "gcs",
-    "agent": "Ray's agents",
+    "Agent": "Ray's agents",
 }
 
 
@@ -50,7 +50,8 @@ class Watch:
         self.process, self.every_s = process, every_s
         self.peak_mib = 0.0
         self.peaks: dict[str, float] = {}
-        self._cpu: list[tuple[float, dict[tuple[int, str], float]]] = []
+        self._cpu: list[tuple[float, dict[psutil.Process, float]]] = []
+        self._roles: dict[psutil.Process, str] = {}
         self._thread = threading.Thread(target=self._look, name="watch")
 
     def __enter__(self) -> Self:
@@ -68,15 +69,16 @@ class Watch:
             return {}
         (began, before), (ended, after) = inside[0], inside[-1]
         busy: dict[str, float] = defaultdict(float)
-        for (pid, role), seconds in after.items():
-            busy[role] += (seconds - before.get((pid, role), 0.0)) / (ended - began)
+        for process, seconds in after.items():
+            spent = seconds - before.get(process, 0.0)
+            busy[self._roles[process]] += spent / (ended - began)
         return dict(busy)
 
     def _look(self) -> None:
         root = psutil.Process(self.process.pid)
-        roles: dict[psutil.Process, str] = {}
+        roles = self._roles
         while self.process.poll() is None:
-            cpu: dict[tuple[int, str], float] = {}
+            cpu: dict[psutil.Process, float] = {}
             memory: dict[str, float] = defaultdict(float)
             try:
                 members = [root, *root.children(recursive=True)]
@@ -90,7 +92,7 @@ class Watch:
                         roles[member] = role_of(member, root) or "other"
                 except psutil.Error:
                     continue  # It ended in between.
-                cpu[member.pid, roles[member]] = times.user + times.system
+                cpu[member] = times.user + times.system
                 memory[roles[member]] += held
             self._cpu.append((time.time(), cpu))
             self.peak_mib = max(self.peak_mib, sum(memory.values()))

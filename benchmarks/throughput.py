@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 
 from benchmarks.processes import Watch
+from cpm_core.weights import load_weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 FOLDERS = ("coco_people", "bulk_unlabelled", "lspet_train")
@@ -74,7 +75,7 @@ def main() -> None:
         if "onnx_threads" in options.only:
             from benchmarks.peers.onnx_threads import export
 
-            export("cpm-lite", folder / "cpm-lite.onnx")
+            export(load_weights("cpm-lite"), folder / "cpm-lite.onnx")
         run("loop", 2, 1, pictures, reference, environment)
         for number in range(options.rounds):
             for peer in options.only:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.peers.task import BATCH, Recorder, crop, options, read_list, to_picture
 from cpm_core.decode import decode
 from cpm_core.lite import fold_batch_norm
-from cpm_core.weights import load_weights
+from cpm_core.weights import Weights, load_weights
 
 
 class LastStage(nn.Module):
@@ -37,11 +37,10 @@ class LastStage(nn.Module):
         return maps
 
 
-def export(weights: str, path: Path) -> None:
+def export(weights: Weights, path: Path) -> None:
     """Write weights as ONNX, batch of any size."""
-    loaded = load_weights(weights)
-    size = loaded.info.config.input_size
-    model = LastStage(fold_batch_norm(loaded.model())).eval()
+    size = weights.info.config.input_size
+    model = LastStage(fold_batch_norm(weights.model())).eval()
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     shapes = {"crops": {0: torch.export.Dim("batch")}}
     torch.onnx.export(
