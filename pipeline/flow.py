@@ -262,7 +262,7 @@ class Flow:
             answer: str | StageReport = ray.get(call)
         except (RayTaskError, ObjectLostError) as error:
             if call not in member.calls:
-                raise  # Not of a shard: nothing that our own methods raise.
+                raise  # No shard's: what has failed is Ray.
             self._failed(member.calls.pop(call), error)
             member.failures_in_a_row += 1
             if member.failures_in_a_row >= _FAILURES_IN_A_ROW:
@@ -323,8 +323,10 @@ class Flow:
         self._with_crops.discard(shard)
         shard.stage, shard.data, shard.node = 0, None, None
         shard.seconds.clear()
-        waiting = self.pools[0].waiting
-        waiting.append(shard) if last else waiting.appendleft(shard)
+        if last:
+            self.pools[0].waiting.append(shard)
+        else:
+            self.pools[0].waiting.appendleft(shard)
 
 
 def kill(member: Member) -> None:
