@@ -35,7 +35,7 @@ _quicker: dict[Geometry, bool] = {}
 def quicken(model: nn.Module) -> nn.Module:
     """Replace large convolutions of a model in place by `LargeConv`; for inference on CPUs."""
     for name, child in model.named_children():
-        if isinstance(child, nn.Conv2d) and _is_large(child):
+        if type(child) is nn.Conv2d and _is_large(child):
             setattr(model, name, LargeConv(child))
         else:
             quicken(child)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cpm_core.depthwise import DepthwiseConv2d
 from cpm_core.lite import InvertedBottleneck, LargeKernelBlock, LiteTrunk
 
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -152,8 +153,9 @@ def _is_lone_pointwise(module: nn.Module) -> bool:
 def _is_layer(module: nn.Sequential) -> bool:
     """A convolution with bias, a folded batch norm, perhaps an activation, and nothing else."""
     conv, *rest = module
+    # Not of another subclass, which may have an activation within.
     return (
-        isinstance(conv, nn.Conv2d)
+        type(conv) in (nn.Conv2d, DepthwiseConv2d)
         and conv.bias is not None
         and len([m for m in rest if not isinstance(m, nn.Identity)]) <= 1
         and all(type(m) in _ACTIVATIONS for m in rest)

@@ -11,6 +11,7 @@ from torch import nn
 
 from cpm_core import estimator, weights
 from cpm_core.config import preset
+from cpm_core.frequency import quicken
 from cpm_core.fused import FusedConv, can_fuse, fuse
 from cpm_core.lite import InvertedBottleneck, LargeKernelBlock, conv_bn, fold_batch_norm
 from cpm_core.model import Cpm
@@ -71,6 +72,23 @@ def test_the_net_and_what_is_left_of_it() -> None:
     left = [name for name, part in fused.named_modules() if type(part) is nn.Conv2d]
     assert not left
     assert sum(isinstance(part, FusedConv) for part in fused.modules()) > 50
+
+
+class Doubled(nn.Conv2d):
+    """A convolution with something else in it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Twice that of its base."""
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kernel", [1, 9])
+def test_a_kind_of_convolution_with_its_own_forward_stays(kernel: int) -> None:
+    model = nn.Sequential(Doubled(3, 4, kernel, padding=kernel // 2), nn.ReLU())
+    x = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        expected = model(x)
+        torch.testing.assert_close(quicken(fuse(model))(x), expected)
 
 
 def test_a_layer_with_something_else_in_it_stays() -> None:
