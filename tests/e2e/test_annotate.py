@@ -175,7 +175,7 @@ def test_growing_input_is_continued(
 
 
 @pytest.mark.parametrize(
-    "place", [pytest.param("local", marks=pytest.mark.soak), "s3"], indirect=True
+    "place", ["local", pytest.param("s3", marks=pytest.mark.soak)], indirect=True
 )
 def test_changed_and_failed_inputs_are_replaced_without_doubles(
     place: str, photos: Path, posemill: Job, tiny: tuple[str, ...]

@@ -121,6 +121,7 @@ def test_stop_continue_and_nothing_to_do(tmp_path: Path, samples: str, posemill_
     assert "--learning-rate" in other.stderr
 
 
+@pytest.mark.soak
 def test_a_killed_worker_is_replaced_on_s3(
     samples: str, bucket: str, posemill: Job, head: dict[str, str], tmp_path: Path
 ) -> None:
