@@ -32,7 +32,7 @@ from pipeline.flow import Flow
 from pipeline.manifest import ShardRef
 from pipeline.progress import Reporter
 from pipeline.rows import annotation_rows, people_of
-from pipeline.stages import CommitStage, PrepareStage, Report, Stage
+from pipeline.stages import CommitStage, PrepareStage, Stage, StageReport
 from pipeline.stall import Pulse
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared/data/coco_people/images"
@@ -48,7 +48,7 @@ class StandIn(Stage):
         super().__init__(Pulse("estimate"))
         self.seconds, self.clock = seconds_per_picture, clock
 
-    def shard(self, ref: ShardRef, crops: pa.Table) -> tuple[pa.Table, Report]:
+    def shard(self, ref: ShardRef, crops: pa.Table) -> tuple[pa.Table, StageReport]:
         """Rows with crops -> rows with keypoints."""
         started = time.time()
         people = people_of(crops).num_rows
@@ -56,7 +56,8 @@ class StandIn(Stage):
             time.sleep(self.seconds * min(_BATCH, people - first))
         keypoints = np.zeros((people, _KEYPOINTS, 3), np.float32)
         self.clock.note.remote(started, time.time(), people)
-        return annotation_rows(crops, keypoints, _KEYPOINTS), Report(time.time() - started)
+        rows = annotation_rows(crops, keypoints, _KEYPOINTS)
+        return rows, StageReport(time.time() - started)
 
 
 class Clock:

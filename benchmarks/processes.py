@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 import time
@@ -98,4 +99,5 @@ class Watch:
             self.peak_mib = max(self.peak_mib, sum(memory.values()))
             for role, mib in memory.items():
                 self.peaks[role] = max(self.peaks.get(role, 0.0), mib)
-            time.sleep(self.every_s)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(self.every_s)

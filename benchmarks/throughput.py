@@ -3,11 +3,11 @@
     python -m benchmarks.throughput [--pictures 2000] [--rounds 3] [--only posemill loop] [--json F]
 
 All get the same list of real pictures of mixed sizes, each with the whole picture as the person's
-box, and the same `cpm-lite` weights; every one runs in the layouts of LAYOUTS, and its best counts.
-Rounds alternate, so that a slow spell of the machine hits all. The rate is taken between the first
-fifth of the pictures and the last, once everybody runs; start-up and the whole time are reported
-apart. Memory is the largest sum of the proportional set sizes of all processes. Needs
-`pip install -e '.[bench]'`. Linux only.
+box, and the same `cpm-lite` weights; every one runs in the layouts of LAYOUTS. Rounds alternate, so
+that a slow spell of the machine hits all. The rate is taken between the first fifth of the pictures
+and the last, once everybody runs; start-up and the whole time are reported apart. Memory is the
+largest sum of the proportional set sizes of all processes. Needs `pip install -e '.[bench]'`. Linux
+only.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ RELEASE_SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 _GPU_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 _CPU_BATCHES = {"lite": 4, "vgg": 1, "original": 1}
 """By trunk. `cpm-lite` on four crops stays within a CPU's cache; eight are slower per crop. The
-large networks gain nothing from a second crop, and its maps take memory."""
+large networks gain nothing from a second crop, whose maps take memory."""
 
 
 def load(

@@ -68,10 +68,13 @@ def run(
 
 def _check_storage(settings: Settings) -> None:
     """That the S3 server answers, where a setting names something on it."""
-    values = vars(settings).values()
-    texts = [t for v in values for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, str)]
     endpoint = getattr(settings, "s3_endpoint", None) or endpoint_of_environment()
-    if endpoint and any(protocol_of(text) == "s3" for text in texts):
+    values = [
+        each
+        for value in vars(settings).values()
+        for each in (value if isinstance(value, tuple) else (value,))
+    ]
+    if endpoint and any(isinstance(v, str) and protocol_of(v) == "s3" for v in values):
         check_endpoint(endpoint)
 
 

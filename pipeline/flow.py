@@ -29,7 +29,10 @@ log = logging.getLogger("posemill")
 _TRIES = 3
 """Of a shard, before it is left to the driver."""
 
-_STILLBORN_IN_A_ROW = 5
+_LOSSES = 20
+"""Of a shard's crops, which nodes that go take with them."""
+
+_FAILED_STARTS_IN_A_ROW = 5
 _FAILURES_IN_A_ROW = 3
 """Of one actor, which may be the reason: on its node there may be no room on the disk."""
 
@@ -55,6 +58,7 @@ class Shard:
     data: Any = None
     node: str | None = None
     failures: int = 0
+    losses: int = 0
     submitted: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -85,7 +89,7 @@ class Pool:
         self.waiting: deque[Shard] = deque()
         self.members: list[Member] = []
         self._make = make
-        self._stillborn = 0
+        self._failed_starts = 0
         self._has_started = False
 
     def free(self, node: str | None) -> Member | None:
@@ -103,7 +107,7 @@ class Pool:
         """A member is ready to work."""
         member.node = node
         self._has_started = True
-        self._stillborn = 0
+        self._failed_starts = 0
 
     def lose(self, member: Member, error: RayError) -> bool:
         """A member died; whether another shall take its place at once.
@@ -117,15 +121,15 @@ class Pool:
         log.warning("a %s worker is gone: %s", self.name, reason)
         if member.node is not None or self._has_started:
             return member.node is not None
-        self._stillborn += 1
+        self._failed_starts += 1
         if _AT_START in str(error):
             raise StartError(
                 f"a worker could not start: {reason}; that is no fault of the inputs: mend it, "
                 "then run the same command again"
             )
-        if self._stillborn >= _STILLBORN_IN_A_ROW * self.size:
+        if self._failed_starts >= _FAILED_STARTS_IN_A_ROW * self.size:
             raise StartError(
-                f"{self._stillborn} {self.name} workers in a row died before they had started, "
+                f"{self._failed_starts} {self.name} workers in a row died before they had started, "
                 f"the last with: {reason}; see what Ray printed, mend it, then run the same "
                 "command again"
             )
@@ -305,14 +309,15 @@ class Flow:
             self._grow(pool, pool.size)
 
     def _failed(self, shard: Shard, error: RayError) -> None:
-        """It is tried again later, as the worker may be to blame. It counts, unless its crops were
-        lost with a node."""
-        is_loss = isinstance(error, ObjectLostError) or (
-            isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError)
-        )
-        shard.failures += not is_loss
+        """It is tried again later, as the worker may be to blame. That its crops were lost with a
+        node is no fault of its own."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, ObjectLostError):
+            shard.losses += 1
+        else:
+            shard.failures += 1
         log.warning("shard %d failed: %s", shard.ref.shard, error)
-        if shard.failures < _TRIES:
+        if shard.failures < _TRIES and shard.losses < _LOSSES:
             self._restart(shard, last=True)
         else:
             self._with_crops.discard(shard)

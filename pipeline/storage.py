@@ -90,7 +90,7 @@ def check_endpoint(url: str) -> None:
     except (KeyError, ValueError):
         host = None
     if not host:
-        raise UsageError(f"--s3-endpoint {url} is no URL: give one as http://host:9000")
+        raise UsageError(f"the S3 endpoint {url} is no URL: give one as http://host:9000")
     if parts.scheme in getproxies() and not proxy_bypass(host):
         return
     for attempt in range(_CONNECT_ATTEMPTS):
@@ -100,12 +100,12 @@ def check_endpoint(url: str) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
         except UnicodeError as error:
-            raise UsageError(f"--s3-endpoint {url} is no URL: {error}") from error
+            raise UsageError(f"the S3 endpoint {url} is no URL: {error}") from error
         else:
             return
     raise PosemillError(
-        f"cannot reach the server of --s3-endpoint {url}: {reason}; check the address and that it "
-        "runs, then run the same again"
+        f"cannot reach the S3 server at {url}: {reason}; check the address and that it runs, then "
+        "run the same again"
     )
 
 

@@ -20,7 +20,7 @@ def shard(units: int, failed: int, code: str = "not_found") -> Summary:
 
 
 def done(summary: Summary, committed: bool = True) -> Outcome:
-    """The shard, as it came out of the graph."""
+    """The shard, as it came out of the stages."""
     return Outcome(0, summary, committed)
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import cv2
-import numpy as np
 import torch
 
 import cpm_core
-from benchmarks.peers.task import BATCH, Recorder, crop, options, read_list, to_picture
+from benchmarks.peers.task import in_threads, options, read_list
 
 
 def main() -> None:
@@ -18,26 +14,9 @@ def main() -> None:
     args = options()
     cv2.setNumThreads(1)
     torch.set_num_threads(args.threads)
+    estimator = cpm_core.load("cpm-lite")
     items = read_list(args.list)
-    estimators = [cpm_core.load("cpm-lite") for _ in range(args.workers)]
-    own = threading.local()
-    recorder, lock = Recorder(), threading.Lock()
-
-    def work(start: int) -> None:
-        if not hasattr(own, "estimator"):
-            own.estimator = estimators.pop()
-        batch = items[start : start + BATCH]
-        cropper = own.estimator.cropper
-        crops, sizes = zip(*(crop(item, cropper) for item in batch), strict=True)
-        keypoints = own.estimator.estimate_crops(np.concatenate(crops))
-        boxes = np.array([item.box for item in batch])
-        points = to_picture(keypoints, boxes, np.array(sizes), cropper)
-        with lock:
-            recorder.add(np.arange(start, start + len(batch)), points)
-
-    with ThreadPoolExecutor(args.workers) as threads:
-        list(threads.map(work, range(0, len(items), BATCH)))
-    recorder.save(args.result)
+    in_threads(items, args.workers, estimator.cropper, estimator.estimate_crops).save(args.result)
 
 
 if __name__ == "__main__":

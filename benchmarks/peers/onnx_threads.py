@@ -1,24 +1,23 @@
 """An onnxruntime script: a pool of threads decodes and crops, and calls the session.
 
-    python -m benchmarks.peers.onnx_threads LIST RESULT --model cpm-lite.onnx
-
-`export` makes the model: uint8 crops in, belief maps of the last stage out.
+The model is the file in POSEMILL_ONNX, which `export` makes: uint8 crops in, belief maps of the
+last stage out.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime as ort
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.peers.task import BATCH, Recorder, crop, options, read_list, to_picture
+from benchmarks.peers.task import in_threads, options, read_list
+from cpm_core.crops import Cropper
 from cpm_core.decode import decode
 from cpm_core.lite import fold_batch_norm
 from cpm_core.weights import Weights, load_weights
@@ -61,34 +60,24 @@ def main() -> None:
     args = options()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    items = read_list(args.list)
     info = load_weights("cpm-lite").info
-    model = Path(os.environ["POSEMILL_ONNX"])
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = args.threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
-    from cpm_core.crops import Cropper
+    session = ort.InferenceSession(
+        os.environ["POSEMILL_ONNX"], settings, providers=["CPUExecutionProvider"]
+    )
+
+    def estimate(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (maps,) = session.run(None, {"crops": crops[:, 0]})
+        with torch.inference_mode():
+            found: NDArray[np.float32] = decode(
+                torch.from_numpy(maps[None, :, :-1]), info.config.cell_offset
+            )[0].numpy()
+        return found
 
     cropper = Cropper(info.config.input_size, info.box_factor)
-    recorder, lock = Recorder(), threading.Lock()
-
-    def work(start: int) -> None:
-        batch = items[start : start + BATCH]
-        crops, sizes = zip(*(crop(item, cropper) for item in batch), strict=True)
-        (maps,) = session.run(None, {"crops": np.concatenate(crops)[:, 0]})
-        with torch.inference_mode():
-            keypoints = decode(torch.from_numpy(maps[:, :-1])[None], info.config.cell_offset)[
-                0
-            ].numpy()
-        boxes = np.array([item.box for item in batch])
-        points = to_picture(keypoints, boxes, np.array(sizes), cropper)
-        with lock:
-            recorder.add(np.arange(start, start + len(batch)), points)
-
-    with ThreadPoolExecutor(args.workers) as threads:
-        list(threads.map(work, range(0, len(items), BATCH)))
-    recorder.save(args.result)
+    in_threads(read_list(args.list), args.workers, cropper, estimate).save(args.result)
 
 
 if __name__ == "__main__":

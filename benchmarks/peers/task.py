@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,3 +104,27 @@ class Recorder:
             indices=indices[order],
             keypoints=np.concatenate(self.keypoints)[order],
         )
+
+
+def in_threads(
+    items: list[Item],
+    workers: int,
+    cropper: Cropper,
+    estimate: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+) -> Recorder:
+    """Each thread takes the next batch, decodes, crops and estimates it; `estimate` makes keypoints
+    (N, K, 3) of crops (N, V, S, S, 3)."""
+    recorder, lock = Recorder(), threading.Lock()
+
+    def work(start: int) -> None:
+        batch = items[start : start + BATCH]
+        crops, sizes = zip(*(crop(item, cropper) for item in batch), strict=True)
+        keypoints = estimate(np.concatenate(crops))
+        boxes = np.array([item.box for item in batch])
+        points = to_picture(keypoints, boxes, np.array(sizes), cropper)
+        with lock:
+            recorder.add(np.arange(start, start + len(batch)), points)
+
+    with ThreadPoolExecutor(workers) as threads:
+        list(threads.map(work, range(0, len(items), BATCH)))
+    return recorder

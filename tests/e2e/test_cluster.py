@@ -80,7 +80,7 @@ def test_wrong_token_is_told(
 
 
 def test_one_cpu_is_enough(tmp_path: Path, photos: Path, tiny: tuple[str, ...]) -> None:
-    """A Ray of one CPU runs the whole graph."""
+    """A Ray of one CPU runs all stages."""
     out = str(tmp_path / "out")
     annotate_with_ray("num_cpus=1", str(photos), out, *tiny)
     assert_accounted(read_table(out), 40)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RuntimeEnvSetupError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RuntimeEnvSetupError
 
 from pipeline import flow as flow_module
 from pipeline.cluster import Layout, Operator
@@ -234,6 +234,28 @@ def test_a_death_by_any_name_is_a_death(
     monkeypatch.setattr(ray, "get", failing)
     assert len(list(going.run(refs(3), True))) == 3
     assert victim not in going.pools[1].members
+
+
+@pytest.mark.parametrize(("times", "comes"), [(5, True), (1000, False)])
+def test_crops_that_are_lost_with_a_node_are_made_again(
+    times: int, comes: bool, flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no failure of the shard's; but there is an end to it."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    lost, get = [0], ray.get
+
+    def failing(call: Any, **options: Any) -> Any:
+        shards = [m.calls.get(call) for m in going.pools[1].members]
+        if lost[0] < times and any(shard and shard.ref.shard == 1 for shard in shards):
+            lost[0] += 1
+            raise ObjectLostError("ff", "", "")
+        return get(call, **options)
+
+    monkeypatch.setattr(ray, "get", failing)
+    found = {outcome.shard for outcome in going.run(refs(3), True)}
+    assert found == ({0, 1, 2} if comes else {0, 2})
+    assert lost[0] == min(times, 20)
 
 
 def test_pools_grow_with_the_layout(
