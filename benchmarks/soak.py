@@ -89,8 +89,12 @@ class Tally:
     """What became of the runs that a kind of fault struck."""
 
     injected: int = 0
-    went_on: int = 0
     restarts: int = 0
+
+    @property
+    def went_on(self) -> int:
+        """Runs that committed more and met another fault, or came to their end."""
+        return self.injected - self.restarts
 
 
 @dataclass
@@ -216,9 +220,7 @@ class Soak:
 
     def _count(self, struck: list[str], code: int, name: str) -> None:
         for kind in struck:
-            tally = self.by_fault.setdefault(kind, Tally())
-            tally.injected += 1
-            tally.went_on += code == 0
+            self.by_fault.setdefault(kind, Tally()).injected += 1
         if code and struck:
             self.by_fault[struck[-1]].restarts += 1
         if code and not ENDING & set(struck):
@@ -265,14 +267,16 @@ class Soak:
         """The outcome as Markdown."""
         found = self.findings
         lines = [
-            "| fault | injected | the run went on to its end | same command again |",
+            "| fault | injected | the run went on | same command again |",
             "|---|---:|---:|---:|",
         ]
         for kind, tally in sorted(self.by_fault.items()):
             cells = kind, tally.injected, tally.went_on, tally.restarts
             lines.append(f"| {' | '.join(map(str, cells))} |")
-        total = [sum(getattr(t, n) for t in self.by_fault.values()) for n in vars(Tally())]
-        lines.append(f"| **all** | {' | '.join(f'**{value}**' for value in total)} |")
+        all_kinds = self.by_fault.values()
+        total = Tally(sum(t.injected for t in all_kinds), sum(t.restarts for t in all_kinds))
+        cells = "all", total.injected, total.went_on, total.restarts
+        lines.append(f"| {' | '.join(f'**{cell}**' for cell in cells)} |")
         lines += [
             "",
             f"{self.outputs} outputs, {found.units:,} units: {found.lost} lost, {found.doubled} "
