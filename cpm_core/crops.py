@@ -29,6 +29,12 @@ class Cropper:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise ConfigError(f"scales are {self.scales}; choose one or more from 0.1 to 10")
 
+    def shrink(self, boxes: NDArray[np.floating]) -> float:
+        """Pixels of the picture for one of a crop, each way, in the finest view of boxes (N, 4);
+        infinite where there are none."""
+        shortest = float(boxes[:, 2:].max(axis=1).min(initial=np.inf))
+        return shortest * self.box_factor / (max(self.scales) * self.size)
+
     def cut(self, picture: NDArray[np.uint8], boxes: NDArray[np.floating]) -> NDArray[np.uint8]:
         """(N, V, size, size, 3) crops of an RGB picture (H, W, 3) for boxes (N, 4).
 

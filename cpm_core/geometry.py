@@ -81,20 +81,31 @@ def _covered(
     """The part of the picture under the crop, averaged down by about `shrink`, and its matrix."""
     corners = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], dtype=np.float64)
     reach = transform(corners, invert(matrix))
+    end = np.array(image.shape[1::-1])
+    low = np.clip(np.floor(reach.min(axis=0)).astype(int) - shrink, 0, end - 1)
+    high = np.maximum(np.ceil(reach.max(axis=0)).astype(int) + shrink + 1, low + 1)
+    cells = -((low - np.minimum(high, end)) // shrink)
+    x0, y0 = low
+    x1, y1 = np.minimum(low + cells * shrink, end)
+    part = _averaged(image[y0:y1, x0:x1], shrink)
+    # Pixel i of the small picture is centred at (i + 0.5) * shrink - 0.5 of the part.
+    offset = matrix[:, 2] + matrix[:, :2] @ (low + 0.5 * shrink - 0.5)
+    return part, np.column_stack([matrix[:, :2] * shrink, offset])
+
+
+def _averaged(image: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
+    """Every n x n pixels as one; what is left over at the end counts as if it went on as it ends.
+
+    Whole cells are what OpenCV averages three to ten times as quickly as others.
+    """
+    if n == 1:
+        return image
     height, width = image.shape[:2]
-    x0, y0 = np.clip(np.floor(reach.min(axis=0)).astype(int) - shrink, 0, [width - 1, height - 1])
-    x1, y1 = np.clip(
-        np.ceil(reach.max(axis=0)).astype(int) + shrink + 1, [x0 + 1, y0 + 1], [width, height]
-    )
-    part = image[y0:y1, x0:x1]
-    if shrink > 1:
-        w, h = max(1, (x1 - x0) // shrink), max(1, (y1 - y0) // shrink)
-        part = cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    # Pixel i of the small picture is centred at (i + 0.5) * ratio - 0.5 of the part.
-    ratio = np.array([(x1 - x0) / part.shape[1], (y1 - y0) / part.shape[0]])
-    linear = matrix[:, :2] * ratio
-    offset = matrix[:, 2] + matrix[:, :2] @ (np.array([x0, y0]) + 0.5 * ratio - 0.5)
-    return part, np.column_stack([linear, offset])
+    below, right = -height % n, -width % n
+    if below or right:
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
+    whole = (width + right) // n, (height + below) // n
+    return cv2.resize(image, whole, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def letterbox(

@@ -37,6 +37,9 @@ class People:
 class Locator(Protocol):
     """Anything that finds people in RGB pictures (H, W, 3)."""
 
+    size: int
+    """Side of the square, in pixels, that it looks at a picture in."""
+
     def locate(self, picture: Picture) -> People:
         """People in one picture."""
         ...
@@ -48,6 +51,8 @@ class Locator(Protocol):
 
 class WholeImage:
     """The picture shows one person who fills it."""
+
+    size = 1
 
     def locate(self, picture: Picture) -> People:
         """One box: the whole picture."""

@@ -39,16 +39,20 @@ Picture = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 
-def whole_box(width: int, height: int) -> Floats:
+def whole_box(width: float, height: float) -> Floats:
     """The box (4: x, y, w, h) of a picture."""
     return np.array([0, 0, width, height], np.float64)
 
 
-def wide_view(picture: Picture, size: int) -> Picture:
-    """An RGB picture (H, W, 3) as a square of WIDE * size pixels, 128 beside it."""
+def wide_view(picture: Picture, size: int, whole: Floats | None = None) -> Picture:
+    """An RGB picture (H, W, 3) as a square of WIDE * size pixels, 128 beside it.
+
+    `whole` is the box to show, if that is not all there is.
+    """
     height, width = picture.shape[:2]
+    box = whole_box(width, height) if whole is None else whole
     side = WIDE * size
-    return warp(picture, crop_matrix(whole_box(width, height), side, 1.0), side)
+    return warp(picture, crop_matrix(box, side, 1.0), side)
 
 
 def estimate_whole(

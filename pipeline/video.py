@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, UsageError
+from pipeline.pictures import Scaled
 from pipeline.storage import (
     STORAGE_ERRORS,
     StorageOptions,
@@ -65,6 +66,16 @@ class Frame:
     index: int | None
     pts: int | None
     timestamp_s: float | None
+
+    @property
+    def longest(self) -> int:
+        """The longer side, in pixels."""
+        return int(max(self.picture.shape[:2]))
+
+    def at(self, _: float) -> Scaled:
+        """The frame as it is: a video is decoded at one size."""
+        height, width = self.picture.shape[:2]
+        return Scaled(self.picture, 1, width, height)
 
 
 @contextlib.contextmanager

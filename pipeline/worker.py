@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -10,20 +10,23 @@ from numpy.typing import NDArray
 
 from cpm_core.crops import Cropper
 from cpm_core.geometry import crop_matrix
-from cpm_core.people import People
-from cpm_core.whole_image import wide_view
+from cpm_core.people import People, clip_boxes
+from cpm_core.whole_image import WIDE, whole_box, wide_view
 from pipeline.errors import InputError
 from pipeline.fetch import fetch
 from pipeline.messages import DecoderConfig, FrameResult, Probe
-from pipeline.pictures import decode_picture
+from pipeline.pictures import Scaled, Still
 from pipeline.ranges import plan_ranges
 from pipeline.storage import protocol_of
 from pipeline.units import GivenBox, Unit
 from pipeline.video import Frame, Range, read_frames
 
-Picture = NDArray[np.uint8]
 Crops = NDArray[np.uint8]
+Seen = Frame | Still
 
+_FINER = 2
+"""A locator gets pictures that are this much finer than what it looks at: those are good for the
+crops of most people, too, and are shrunk with care."""
 
 _TOGETHER = 4
 """So many frames of a video a person-net sees in one go: it is quicker by a tenth, and with more it
@@ -66,65 +69,86 @@ class UnitWorker:
     def frames(self, unit: Unit, data: bytes | None) -> Iterator[tuple[FrameResult, Crops]]:
         """The unit's frames with what is cut for their people (N, *view_shape); `data` is a picture
         fetched before."""
-        for frames in _batches(self._decoded(unit, data), self.together):
-            for frame, (people, problem) in zip(frames, self._people(unit, frames), strict=True):
-                height, width = frame.picture.shape[:2]
+        for frames in self._seen(unit, data):
+            looks = [frame.at(self._shrink(unit, frame)) for frame in frames]
+            people_of = self._people(unit, frames, looks)
+            for frame, look, (people, problem) in zip(frames, looks, people_of, strict=True):
                 result = FrameResult(
                     frame.index,
                     frame.pts,
                     frame.timestamp_s,
-                    width,
-                    height,
+                    look.width,
+                    look.height,
                     people.boxes,
                     people.scores,
                     people.source,
                     problem,
                 )
-                yield result, self._cut(frame.picture, people)
+                yield result, self._cut(frame, look, people)
 
-    def _cut(self, picture: Picture, people: People) -> Crops:
+    def _shrink(self, unit: Unit, frame: Seen) -> float:
+        """How coarse the first look at a frame may be."""
+        if self.locator is None:
+            boxes = [box[:4] for box in unit.boxes or ()]
+            return self.cropper.shrink(np.array(boxes, np.float64).reshape(-1, 4))
         if self.config.people.kind == "whole-image":
-            return wide_view(picture, self.config.crop_size)[None, None]
-        return self.cropper.cut(picture, people.boxes)
+            return frame.longest / (WIDE * self.config.crop_size)
+        return frame.longest / (_FINER * self.locator.size)
 
-    def _decoded(self, unit: Unit, data: bytes | None) -> Iterator[Frame]:
+    def _cut(self, frame: Seen, look: Scaled, people: People) -> Crops:
+        if self.config.people.kind == "whole-image":
+            whole = whole_box(look.width, look.height) / look.reduction
+            return wide_view(look.pixels, self.config.crop_size, whole)[None, None]
+        fine = frame.at(self.cropper.shrink(people.boxes))
+        return self.cropper.cut(fine.pixels, people.boxes / fine.reduction)
+
+    def _seen(self, unit: Unit, data: bytes | None) -> Iterator[Sequence[Seen]]:
+        """What there is to be seen, as much at a time as is worked on together."""
         config = self.config
         if unit.kind == "video":
             wanted = Range(unit.start_pts, unit.end_pts, unit.start_frame, unit.frames)
-            yield from read_frames(
+            frames = read_frames(
                 unit.uri, config.storage, wanted, config.fps, config.max_pixels, self.alive
             )
+            yield from _batches(frames, self.together)
             return
         if data is None:
             assert protocol_of(unit.uri) == "file", unit.uri
             data = fetch(unit.uri, config.storage, config.max_bytes)
-        yield Frame(decode_picture(data, config.max_pixels), None, None, None)
+        yield [Still(data, config.max_pixels)]
 
-    def _people(self, unit: Unit, frames: list[Frame]) -> list[tuple[People, str | None]]:
+    def _people(
+        self, unit: Unit, frames: Sequence[Seen], looks: list[Scaled]
+    ) -> list[tuple[People, str | None]]:
         """The people of each frame, and what is wrong with boxes that were given."""
         if self.locator is None:
-            return [self._given(unit, frame) for frame in frames]
+            return [self._given(unit, *pair) for pair in zip(frames, looks, strict=True)]
         try:
-            found = self.locator.locate_batch([frame.picture for frame in frames])
+            found = self.locator.locate_batch([look.pixels for look in looks])
         except RuntimeError as error:
             # torch has no exception of its own for a CPU that is out of memory.
             if "not enough memory" in str(error):
                 raise MemoryError from error
             raise
         self.alive()
-        return [(people.best(self.config.max_people), None) for people in found]
+        most = self.config.max_people
+        return [
+            (_in_picture(people, look).best(most), None)
+            for people, look in zip(found, looks, strict=True)
+        ]
 
-    def _given(self, unit: Unit, frame: Frame) -> tuple[People, str | None]:
+    def _given(self, unit: Unit, frame: Seen, look: Scaled) -> tuple[People, str | None]:
         if unit.boxes is None:
             return People(np.empty((0, 4)), np.empty(0), "given"), "no box is given for it"
         boxes = [
             b for b in unit.boxes if unit.kind == "image" or b.frame_index in (None, frame.index)
         ]
-        return self._given_people(boxes, frame.picture)
+        return self._given_people(boxes, look.width, look.height)
 
-    def _given_people(self, boxes: list[GivenBox], picture: Picture) -> tuple[People, str | None]:
+    def _given_people(
+        self, boxes: list[GivenBox], width: int, height: int
+    ) -> tuple[People, str | None]:
         """Usable boxes, best first, and what is wrong with the first unusable one."""
-        height, width = picture.shape[:2]
         problems = [self._box_problem(box, width, height) for box in boxes]
         usable = [box for box, problem in zip(boxes, problems, strict=True) if problem is None]
         usable.sort(key=lambda box: -box.score)
@@ -143,6 +167,15 @@ class UnitWorker:
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             return f"box {[x, y, w, h]} misses the picture of {width} x {height}"
         return None
+
+
+def _in_picture(people: People, look: Scaled) -> People:
+    """People whose boxes are in pixels of the look, in those of the picture."""
+    if look.reduction == 1:
+        return people
+    # The last pixel of a smaller picture may stand for some that are not there.
+    boxes = people.boxes * look.reduction
+    return People(*clip_boxes(boxes, people.scores, look.width, look.height), people.source)
 
 
 def _batches(frames: Iterator[Frame], most: int) -> Iterator[list[Frame]]:

@@ -102,6 +102,17 @@ def test_a_box_off_the_picture_gives_an_empty_crop(box):
     assert (warp(picture, crop_matrix(np.array(box), 32, 1.25), 32) == 128).all()
 
 
+@pytest.mark.parametrize("side", [798, 799, 800, 801, 805])
+def test_what_is_left_over_at_the_end_is_in_the_crop(side):
+    """A picture need not be a multiple of what is averaged."""
+    picture = np.full((side, side, 3), 20, np.uint8)
+    picture[-10:] = picture[:, -10:] = 240
+    crop = warp(picture, crop_matrix(np.array([0, 0, side, side]), 80, 1.0), 80).astype(int)
+    assert np.abs(crop[1:78, 1:78] - 20).max() <= 2
+    assert (crop[79, 1:] > 170).all()
+    assert (crop[1:, 79] > 170).all()
+
+
 def test_fine_patterns_do_not_alias():
     checkers = (np.indices((800, 800)).sum(axis=0) % 2 * 255).astype(np.uint8)
     picture = np.repeat(checkers[..., None], 3, axis=2)

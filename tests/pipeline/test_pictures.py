@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.pictures import decode_picture
+from pipeline.pictures import Still, decode_picture
 
 MOST = 10_000_000
 WIDTH, HEIGHT = 48, 32
@@ -106,6 +106,74 @@ def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
     lossless = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(image, kind.split()[-1], exif=exif, **lossless)
     assert close(decode_picture(data, MOST), expected, 8 if "JPEG" in kind else 0)
+
+
+def landscape(width: int, height: int) -> NDArray[np.uint8]:
+    """Soft colours that differ everywhere."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (8, 12, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive", "grey"])
+@pytest.mark.parametrize("orientation", list(UPRIGHT))
+@pytest.mark.parametrize(
+    ("shrink", "reduction"), [(1, 1), (1.99, 1), (2, 2), (3.9, 2), (4, 4), (8, 8), (np.inf, 8)]
+)
+def test_a_jpeg_is_decoded_as_finely_as_needed(
+    kind: str, orientation: int, shrink: float, reduction: int
+) -> None:
+    size = (333, 250) if orientation == 1 else (336, 248)
+    image = Image.fromarray(landscape(*size)).convert("L" if kind == "grey" else "RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "JPEG", exif=exif, quality=95, progressive=kind == "progressive")
+    still = Still(data, MOST)
+    assert still.longest == size[0]
+    found, whole = still.at(shrink), decode_picture(data, MOST)
+    assert found.reduction == reduction
+    assert (found.height, found.width) == whole.shape[:2]
+    n = reduction
+    rows, columns = whole.shape[0] // n, whole.shape[1] // n
+    means = whole[: rows * n, : columns * n].reshape(rows, n, columns, n, 3).mean(axis=(1, 3))
+    # Colours are stored at half the size, so that single pixels differ.
+    assert np.abs(found.pixels[:rows, :columns] - means).mean() < 1
+    assert found.pixels.shape[:2] == (-(-whole.shape[0] // n), -(-whole.shape[1] // n))
+
+
+def test_what_was_decoded_finely_enough_is_used_again() -> None:
+    still = Still(encoded(Image.fromarray(landscape(400, 300)), "JPEG"), MOST)
+    coarse = still.at(8)
+    assert still.at(9) is coarse
+    fine = still.at(2)
+    assert fine.reduction == 2
+    assert still.at(4) is still.at(np.inf) is fine
+    assert still.at(1).reduction == 1
+
+
+def test_a_turned_jpeg_is_not_shifted() -> None:
+    """Its last, smaller cell would come first."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encoded(Image.fromarray(landscape(404, 308)), "JPEG", exif=exif)
+    assert Still(data, MOST).at(8).reduction == 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
+def test_other_formats_come_whole(kind: str) -> None:
+    data = encoded(Image.fromarray(landscape(400, 300)), kind)
+    assert Still(data, MOST).at(8).reduction == 1
+
+
+@pytest.mark.parametrize("size", [(128, 127), (127, 128), (128, 128), (1, 1), (9, 500)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_is_that_of_the_picture_itself(size: tuple[int, int], orientation: int) -> None:
+    """Turned or not cannot be seen where both sides become the same."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(landscape(*size)), "JPEG", exif=exif)
+    found = Still(data, MOST).at(8)
+    assert (found.width, found.height) == (size if orientation == 1 else size[::-1])
 
 
 def test_damaged_exif_does_not_matter() -> None:
@@ -260,9 +328,10 @@ def grid(kind: str, **options: Any) -> bytes:
     ],
 )
 def test_a_truncated_picture_is_corrupt(whole: bytes, share: float) -> None:
-    with pytest.raises(InputError) as caught:
-        decode_picture(whole[: int(len(whole) * share)], MOST)
-    assert caught.value.code == "corrupt"
+    for shrink in (1, 8):
+        with pytest.raises(InputError) as caught:
+            Still(whole[: int(len(whole) * share)], MOST).at(shrink)
+        assert caught.value.code == "corrupt"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import pipeline.worker
 from cpm_core.locators import LocatorSpec
@@ -96,8 +98,117 @@ def test_boxes_of_a_video_are_those_of_the_frame(tmp_path: Path) -> None:
     assert found == [[2, 3], [2], [1, 2]]
 
 
+def photo(tmp_path: Path, name: str, orientation: int = 1) -> str:
+    """A soft picture of 1200 x 900 pixels, stored as a JPEG or without loss."""
+    rng = np.random.default_rng(3)
+    soft = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (1200, 900))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 97, "subsampling": 0} if name.endswith("jpg") else {}
+    Image.fromarray(soft).save(tmp_path / name, exif=exif, **options)
+    return str(tmp_path / name)
+
+
+def alike(crops: Any, expected: Any) -> bool:
+    """But for the picture's border, which is a pixel of the smaller picture wide."""
+    difference = np.abs(crops.astype(int) - expected)
+    return bool(difference.mean() < 1 and (difference > 6).mean() < 0.02)
+
+
+LARGE, SMALL, NARROW = (
+    GivenBox(100, 150, 700, 600),
+    GivenBox(900, 500, 60, 70),
+    GivenBox(850, 20, 150, 870),
+)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("boxes", [(LARGE,), (LARGE, NARROW), (LARGE, SMALL)], ids=len)
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 3.0)])
+def test_crops_of_a_jpeg_are_as_of_the_whole_picture(
+    tmp_path: Path, boxes: tuple[GivenBox, ...], orientation: int, scales: tuple[float, ...]
+) -> None:
+    """However finely it is decoded."""
+    jpeg, png = (photo(tmp_path, name, orientation) for name in ("a.jpg", "a.png"))
+    config = {"people": BOXES, "scales": scales}
+    [(found, crops)] = results(Unit(0, 0, jpeg, "image", boxes=boxes), **config)
+    [(whole, expected)] = results(Unit(0, 0, png, "image", boxes=boxes), **config)
+    assert (found.width, found.height) == (whole.width, whole.height)
+    assert np.array_equal(found.boxes, whole.boxes)
+    assert crops.shape == expected.shape
+    assert alike(crops, expected)
+
+
+def test_a_wide_view_of_a_jpeg_is_as_of_the_whole_picture(tmp_path: Path) -> None:
+    [(found, wide)] = results(Unit(0, 0, photo(tmp_path, "a.jpg"), "image"))
+    [(whole, expected)] = results(Unit(0, 0, photo(tmp_path, "a.png"), "image"))
+    assert found.boxes.tolist() == whole.boxes.tolist() == [[0, 0, 1200, 900]]
+    assert alike(wide, expected)
+
+
+class Bright:
+    """A locator that sees what is bright in a picture, and notes how large the pictures were."""
+
+    size = 64
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def locate(self, picture: Any) -> People:
+        self.shapes.append(picture.shape)
+        rows, columns = (np.flatnonzero((picture[..., 0] > 128).any(axis=a)) for a in (1, 0))
+        box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+        return People(np.array([box], float), np.ones(1), "person-net")
+
+    def locate_batch(self, pictures: Sequence[Any]) -> list[People]:
+        return [self.locate(picture) for picture in pictures]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "w", "h", "reductions"),
+    [(160, 80, 640, 800, [8, 8]), (160, 80, 160, 240, [8, 4]), (961, 773, 50, 60, [8, 1])],
+)
+def test_people_found_in_a_small_picture_are_cut_as_finely_as_they_need(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    x: int,
+    y: int,
+    w: int,
+    h: int,
+    reductions: list[int],
+) -> None:
+    drawn = np.zeros((883, 1201, 3), np.uint8)
+    drawn[y : y + h, x : x + w] = 255
+    cv2.imwrite(str(tmp_path / "a.jpg"), drawn)
+    worker = UnitWorker(replace(decoder_config(), people=LocatorSpec("person-net", 0.5)))
+    worker.locator = locator = Bright()
+    asked = []
+    at = pipeline.worker.Still.at
+    noted = lambda still, shrink: asked.append(found := at(still, shrink)) or found  # noqa: E731
+    monkeypatch.setattr(pipeline.worker.Still, "at", noted)
+    [(found, crops)] = list(worker.frames(Unit(0, 0, str(tmp_path / "a.jpg"), "image"), None))
+    assert [look.reduction for look in asked] == reductions
+    assert locator.shapes == [(111, 151, 3)]
+    assert (found.width, found.height) == (1201, 883)
+    assert np.abs(found.boxes[0] - [x, y, w, h]).max() <= 8
+    # The figure fills the box, which fills the crop but for its factor.
+    side = crops.shape[-2]
+    middle = crops[0, 0, side // 2, :, 0] > 128
+    assert abs(middle.sum() / side - w / max(w, h) / worker.cropper.box_factor) < 0.08
+
+
+def test_a_box_at_the_end_of_a_small_picture_ends_where_the_picture_does(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.full((883, 1201, 3), 255, np.uint8))
+    worker = UnitWorker(replace(decoder_config(), people=LocatorSpec("person-net", 0.5)))
+    worker.locator = Bright()
+    [(found, _)] = list(worker.frames(Unit(0, 0, str(tmp_path / "a.jpg"), "image"), None))
+    assert found.boxes.tolist() == [[0, 0, 1201, 883]]
+
+
 class Watched:
     """A locator that notes how many pictures it sees at once, and finds frame n at x = n."""
+
+    size = 64
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.sizes: list[int] = []
