@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/python demo/run.py
 
 test: .venv/ready
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadgroup
 
 # make soak OPTIONS='--faults 200 --units 1000': the slow tests, then runs that are broken on purpose
 soak: .venv/ready

@@ -56,6 +56,7 @@ def test_actors_and_decoders_killed_in_mid_run(
     assert_clean(str(out))
 
 
+@pytest.mark.soak
 def test_driver_terminated(
     tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
 ) -> None:
@@ -184,7 +185,6 @@ def test_nodes_come_and_go(
     assert "late node used: True" in result.stdout
 
 
-@pytest.mark.soak
 def test_the_soak_itself(tmp_path: Path) -> None:
     """A short one: a few faults on disk and on S3, and nothing lost or doubled."""
     command = [sys.executable, "benchmarks/soak.py", "--faults", "2", "--units", "60"]

@@ -127,6 +127,7 @@ def test_a_read_that_trickles_has_an_end(
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.soak
 def test_a_run_through_a_nasty_network(
     head: dict[str, str], proxy: Proxy, pictures: str, tiny: tuple[str, ...]
 ) -> None:

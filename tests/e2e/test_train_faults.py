@@ -75,16 +75,22 @@ def test_workers_and_seed_decide_nothing_else(tmp_path: Path, samples: str, pose
     assert start > 0, "two workers add up in another order; equal bits would mean only one worked"
 
 
-def test_stop_continue_and_nothing_to_do(tmp_path: Path, samples: str, posemill_alone: Job) -> None:
+@pytest.fixture
+def endless(tmp_path: Path, samples: str) -> list[str]:
+    """A run that lasts longer than a test; the last word is the number of epochs."""
+    command = ["train", "--samples", samples, "--output", str(tmp_path / "runs")]
+    return [*command, "--name", "stopped", *QUICK, "--epochs", "60"]
+
+
+def test_stop_continue_and_nothing_to_do(
+    tmp_path: Path, endless: list[str], posemill_alone: Job
+) -> None:
     """Ctrl-C writes a checkpoint; a second start meanwhile is told who holds the run; the same
-    command continues, with another number of workers; then there is nothing to do."""
-    runs = tmp_path / "runs"
-    run = runs / "stopped"
-    command = ["train", "--samples", samples, "--output", str(runs), "--name", "stopped", *QUICK]
-    command += ["--epochs", "60"]
-    with running(command) as process:
+    command continues; then there is nothing to do."""
+    run = tmp_path / "runs" / "stopped"
+    with running(endless) as process:
         wait_for(lambda: records(run, "epoch"), process)
-        second = posemill_alone(*command)
+        second = posemill_alone(*endless)
         assert second.returncode == 4
         assert f"process {process.pid}" in second.stderr
         os.killpg(process.pid, signal.SIGINT)
@@ -93,22 +99,11 @@ def test_stop_continue_and_nothing_to_do(tmp_path: Path, samples: str, posemill_
     assert 4 <= stopped_at < 60 * 4
     assert not (run / "stopped.safetensors").exists()
 
-    # Rather than to the end of 60 epochs: it goes on at that very step, and is killed once more.
-    with running([*command, "--workers", "1-2"]) as process:
-        wait_for(lambda: len(records(run, "start")) == 2, process)
-        assert records(run, "start")[1]["step"] == stopped_at
-        wait_for(lambda: int(str(records(run, "epoch")[-1]["step"])) > stopped_at, process)
-        process.kill()
-        process.wait()
-    done = int(str(records(run, "epoch")[-1]["step"])) // 4
-
-    finish = [*command[:-1], str(done + 2)]
+    # Rather than to the end of 60 epochs.
+    finish = [*endless[:-1], str(stopped_at // 4 + 2)]
     result = posemill_alone(*finish)
     assert result.returncode == 0, result.stderr[-3000:]
-    start = records(run, "start")[-1]
-    # The lock of the killed one is recognised as stale; its last checkpoint may have been on its
-    # way.
-    assert int(str(start["step"])) >= 4 * (done - 1)
+    assert records(run, "start")[-1]["step"] == stopped_at
     assert load_weights(run / "stopped.safetensors").info.metrics["tune_pck_stage_1"] >= 0
     assert "## Recipe" in (run / "stopped.md").read_text()
     steps = [r["step"] for r in records(run, "epoch")]
@@ -119,6 +114,24 @@ def test_stop_continue_and_nothing_to_do(tmp_path: Path, samples: str, posemill_
     other = posemill_alone(*finish, "--learning-rate", "0.5")
     assert other.returncode == 2
     assert "--learning-rate" in other.stderr
+
+
+@pytest.mark.soak
+def test_a_killed_run_goes_on_with_other_workers(
+    tmp_path: Path, endless: list[str], posemill_alone: Job
+) -> None:
+    """Its lock is recognised as stale; its last checkpoint may have been on its way."""
+    run = tmp_path / "runs" / "stopped"
+    with running([*endless, "--workers", "1-2"]) as process:
+        wait_for(lambda: len(records(run, "epoch")) >= 2, process)
+        process.kill()
+        process.wait()
+    done = int(str(records(run, "epoch")[-1]["step"])) // 4
+    result = posemill_alone(*endless[:-1], str(done + 2))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert int(str(records(run, "start")[-1]["step"])) >= 4 * (done - 1)
+    steps = [r["step"] for r in records(run, "epoch")]
+    assert steps == sorted(set(steps)), "epochs are recorded once, whatever was done twice"
 
 
 @pytest.mark.soak
