@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--images", type=float, default=1e9)
     parser.add_argument("--gpus", type=int, nargs="+", default=[100, 300, 1000])
     add = parser.add_argument
-    add("--crops-per-gpu", type=float, default=1000, help="assumed: issue 6's target for `cpm`")
+    add("--crops-per-gpu", type=float, default=1000, help="assumed: the goal for `cpm` on an H100")
     add("--cores-per-gpu", type=float, default=16, help="assumed")
     add("--pictures-per-core", type=float, default=44, help="measured: benchmarks/busy.py, 2 MP")
     add("--gigabits-per-gpu", type=float, default=12.5, help="assumed: 100 for eight GPUs")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-_WITH_RAY = ("tests/e2e/", "tests/pipeline/test_flow.py")
 
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests that start Ray, one after the other; others run beside it."""
+    """Which tests one process runs, of several that share them (pytest-xdist).
+
+    Two heads of Ray on a machine get in each other's way, and to start one takes seconds.
+    """
     for item in items:
-        if item.nodeid.startswith(_WITH_RAY):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        if "head" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("head"))
+        elif item.nodeid.startswith("tests/pipeline/test_flow.py"):
+            item.add_marker(pytest.mark.xdist_group("flow"))

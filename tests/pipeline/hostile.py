@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,10 +17,16 @@ import numpy as np
 from pipeline import pictures
 from pipeline.errors import InputError
 
-_real = pictures.Still
+
+class Hostile(pictures.Still):
+    """Looks at the first word before it reads the header."""
+
+    def __init__(self, data: bytes, max_pixels: int) -> None:
+        super().__init__(_obeyed(data), max_pixels)
 
 
-def still(data: bytes, max_pixels: int) -> Any:
+def _obeyed(data: bytes) -> bytes:
+    """The picture to go on with, if any."""
     word = data[:16].partition(b" ")[0].decode("ascii", "replace")
     if word == "ABORT":
         os.abort()
@@ -44,8 +49,8 @@ def still(data: bytes, max_pixels: int) -> Any:
         print("noise on standard output", flush=True)
         os.write(1, b"more noise\n")
         print("and on standard error", file=sys.stderr, flush=True)
-        data = cv2.imencode(".png", np.full((8, 8, 3), 7, np.uint8))[1].tobytes()
-    return _real(data, max_pixels)
+        return cv2.imencode(".png", np.full((8, 8, 3), 7, np.uint8))[1].tobytes()
+    return data
 
 
-pictures.Still = still  # type: ignore[assignment, misc]
+pictures.Still = Hostile  # type: ignore[misc]
