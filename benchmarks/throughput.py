@@ -1,13 +1,14 @@
 """PoseMill beside what people would use instead: pictures per second, memory, equal answers.
 
-    python -m benchmarks.throughput [--pictures 2000] [--rounds 3] [--only posemill loop] [--json F]
+    python -m benchmarks.throughput [--pictures 2000 | --clips 200] [--rounds 3]
+        [--only posemill loop] [--json F]
 
-All get the same list of real pictures of mixed sizes, each with the whole picture as the person's
-box, and the same `cpm-lite` weights; every one runs in the layouts of LAYOUTS. Rounds alternate, so
-that a slow spell of the machine hits all. The rate is taken between the first fifth of the pictures
-and the last, once everybody runs; start-up and the whole time are reported apart. Memory is the
-largest sum of the proportional set sizes of all processes. Needs `pip install -e '.[bench]'`. Linux
-only.
+All get the same list of real pictures of mixed sizes, or of clips cut from real videos, each with
+the whole picture as the person's box, and the same `cpm-lite` weights; every one runs in the
+layouts of LAYOUTS. Rounds alternate, so that a slow spell of the machine hits all. The rate is
+taken between the first fifth of the pictures and the last, once everybody runs; start-up and the
+whole time are reported apart. Memory is the largest sum of the proportional set sizes of all
+processes. Needs `pip install -e '.[bench]'`. Linux only.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.peers.task import CLIP_FRAMES
 from benchmarks.processes import Watch
 from cpm_core.weights import load_weights
 
@@ -62,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder of the pictures")
     parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--clips", type=int, help="so many short videos in the pictures' place")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=sorted(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--json", type=Path, help="also write all figures there")
@@ -69,7 +74,10 @@ def main() -> None:
     runs: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(prefix="posemill-throughput-") as name:
         folder = Path(name)
-        pictures = write_list(options.shared, options.pictures, folder / "list.csv")
+        if options.clips:
+            pictures = write_clips(options.shared / "videos", options.clips, folder)
+        else:
+            pictures = write_list(options.shared, options.pictures, folder / "list.csv")
         reference = folder / "reference.npz"
         environment = os.environ | {"POSEMILL_ONNX": str(folder / "cpm-lite.onnx")}
         if "onnx_threads" in options.only:
@@ -104,6 +112,35 @@ def write_list(shared: Path, count: int, target: Path) -> Path:
         lines.append(f"{paths[index]},0,0,{width},{height}")
     target.write_text("\n".join(lines) + "\n")
     return target
+
+
+def write_clips(videos: Path, count: int, folder: Path) -> Path:
+    """Clips of real videos, each from another place, and a list with the whole frame as a box."""
+    frames = [f for path in sorted(videos.glob("*.*[4i]")) for f in _frames(path)]
+    starts = [
+        n
+        for n in range(len(frames) - CLIP_FRAMES)
+        if frames[n].shape == frames[n + CLIP_FRAMES - 1].shape
+    ]
+    lines = ["uri,x,y,w,h"]
+    for number, n in enumerate(np.random.default_rng(0).choice(starts, count)):
+        clip = folder / f"clip-{number:04d}.mp4"
+        height, width = frames[n].shape[:2]
+        with av.open(str(clip), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for picture in frames[n : n + CLIP_FRAMES]:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        lines.append(f"{clip},0,0,{width},{height}")
+    target = folder / "list.csv"
+    target.write_text("\n".join(lines) + "\n")
+    return target
+
+
+def _frames(path: Path) -> list[NDArray[np.uint8]]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def run(

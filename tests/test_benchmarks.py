@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers.task import BATCH, Item, Recorder, in_threads
+from benchmarks.peers.task import BATCH, CLIP_FRAMES, Item, Recorder, in_threads
 from benchmarks.processes import Watch
 from benchmarks.simulate import Cluster
 from cpm_core.crops import Cropper
+from tests.pipeline.videos import write_video
 
 MODULES = ["busy", "curves", "depthwise", "forward", "fused", "memory", "simulate", "throughput"]
 PEERS = ["daft_class", "dataloader", "loop", "onnx_threads", "posemill", "ray_data"]
@@ -34,18 +35,32 @@ def test_threads_do_every_picture_once(tmp_path: Path) -> None:
     for i in range(2 * BATCH + 3):
         path = tmp_path / f"{i}.png"
         cv2.imwrite(str(path), np.full((20, 30, 3), i, np.uint8))
-        items.append(Item(str(path), (0, 0, 30, 20)))
+        items.append(Item(str(path), (0, 0, 30, 20), i))
+    assert_once(items, tmp_path / "result.npz")
+
+
+def test_threads_do_every_frame_once(tmp_path: Path) -> None:
+    items = [
+        Item(str(write_video(tmp_path / f"{i}.mp4", CLIP_FRAMES)), (0, 0, 30, 20), i * CLIP_FRAMES)
+        for i in range(3)
+    ]
+    assert_once(items, tmp_path / "result.npz")
+
+
+def assert_once(items: list[Item], result: Path) -> None:
+    """Each frame has its keypoints."""
 
     def estimate(crops: np.ndarray) -> np.ndarray:
         keypoints = np.zeros((len(crops), 2, 3), np.float32)
         keypoints[..., 2] = crops[:, 0, 16, 16, 0][:, None]
         return keypoints
 
-    in_threads(items, 2, Cropper(32, 1.0), estimate).save(tmp_path / "result.npz")
-    with np.load(tmp_path / "result.npz") as record:
-        assert record["indices"].tolist() == list(range(len(items)))
-        assert record["counts"][-1] == len(items)
-        assert record["keypoints"].shape == (len(items), 2, 3)
+    count = sum(item.frames for item in items)
+    in_threads(items, 2, Cropper(32, 1.0), estimate).save(result)
+    with np.load(result) as record:
+        assert record["indices"].tolist() == list(range(count))
+        assert record["counts"][-1] == count
+        assert record["keypoints"].shape == (count, 2, 3)
 
 
 def test_a_record_is_in_the_order_of_the_list(tmp_path: Path) -> None:

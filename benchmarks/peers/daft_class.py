@@ -1,5 +1,5 @@
-"""Daft: decode and crop in a function, the network in a class (`daft.cls`), as its documentation
-shows batch inference."""
+"""Daft: decode in its own function, crop and network in a class (`daft.cls`), as its documentation
+shows batch inference. Clips, whose frames Daft gives in one size only, the class decodes itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from daft import DataType, Series
 
 import cpm_core
-from benchmarks.peers.task import BATCH, Recorder, options, read_list, to_picture
+from benchmarks.peers.task import BATCH, Recorder, cut, options, read_list, to_picture
 
 
 def main() -> None:
@@ -39,6 +39,13 @@ def main() -> None:
             sizes = np.array([(p.shape[1], p.shape[0]) for p in images])
             return list(to_picture(keypoints, where, sizes, cropper))
 
+        @daft.method.batch(return_dtype=DataType.tensor(DataType.float32()), batch_size=1)
+        def clips(self, indices: Series) -> list[np.ndarray]:
+            """Indices of clips -> keypoints of all their frames."""
+            found = cut([items[index] for index in indices.to_pylist()], self.estimator.cropper)
+            keypoints = self.estimator.estimate_crops(found.crops)
+            return [to_picture(keypoints, found.boxes, found.sizes, self.estimator.cropper)]
+
     frame = daft.from_pydict(
         {
             "index": list(range(len(items))),
@@ -46,15 +53,18 @@ def main() -> None:
             "box": [list(item.box) for item in items],
         }
     )
-    decoded = frame.with_column(
-        "picture", daft.functions.decode_image(daft.functions.download(daft.col("uri")), mode="RGB")
-    )
-    done = decoded.select(
-        "index", Estimate()(daft.col("picture"), daft.col("box")).alias("keypoints")
-    )
-    for part in done.to_arrow_iter():
+    estimate = Estimate()
+    if items[0].is_clip:
+        keypoints = estimate.clips(daft.col("index"))
+    else:
+        data = daft.functions.download(daft.col("uri"))
+        keypoints = estimate(daft.functions.decode_image(data, mode="RGB"), daft.col("box"))
+    for part in frame.select("index", keypoints.alias("keypoints")).to_arrow_iter():
         found = daft.from_arrow(part).to_pydict()
-        recorder.add(np.array(found["index"]), np.stack(found["keypoints"]))
+        for index, points in zip(found["index"], found["keypoints"], strict=True):
+            item = items[index]
+            indices = np.arange(item.first, item.first + item.frames)
+            recorder.add(indices, points.reshape(item.frames, *points.shape[-2:]))
     recorder.save(args.result)
 
 

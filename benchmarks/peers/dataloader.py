@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import cpm_core
-from benchmarks.peers.task import BATCH, Item, Recorder, crop, options, read_list, to_picture
+from benchmarks.peers.task import (
+    Crops,
+    Item,
+    Recorder,
+    batches,
+    cut,
+    options,
+    read_list,
+    to_picture,
+)
 from cpm_core.crops import Cropper
 
 
-class Crops(Dataset[tuple[int, np.ndarray, np.ndarray]]):
-    """Crops of a list's pictures."""
+class Batches(Dataset[Crops]):
+    """Crops of a list's pictures or clips, a batch at a time."""
 
     def __init__(self, items: list[Item], cropper: Cropper) -> None:
-        self.items, self.cropper = items, cropper
+        self.batches, self.cropper = batches(items), cropper
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.batches)
 
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
-        crops, size = crop(self.items[index], self.cropper)
-        return index, crops[0], np.array(size)
+    def __getitem__(self, index: int) -> Crops:
+        return cut(self.batches[index], self.cropper)
 
 
 def main() -> None:
@@ -31,15 +38,13 @@ def main() -> None:
     args = options()
     cv2.setNumThreads(1)
     torch.set_num_threads(args.threads)
-    items = read_list(args.list)
     estimator = cpm_core.load("cpm-lite")
-    boxes = np.array([item.box for item in items])
-    loader = DataLoader(Crops(items, estimator.cropper), BATCH, num_workers=args.workers)
+    found = Batches(read_list(args.list), estimator.cropper)
     recorder = Recorder()
-    for indices, crops, sizes in loader:
-        keypoints = estimator.estimate_crops(crops.numpy())
-        i = indices.numpy()
-        recorder.add(i, to_picture(keypoints, boxes[i], sizes.numpy(), estimator.cropper))
+    for b in DataLoader(found, batch_size=None, num_workers=args.workers):
+        found = Crops(*(tensor.numpy() for tensor in b))
+        points = estimator.estimate_crops(found.crops)
+        recorder.add(found.indices, to_picture(points, found.boxes, found.sizes, estimator.cropper))
     recorder.save(args.result)
 
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,13 +23,15 @@ def main() -> None:
     if args.threads:
         command += ["--threads", str(args.threads), "--estimators", str(args.workers)]
     subprocess.run(command, check=True)
-    index = {item.uri: n for n, item in enumerate(read_list(args.list))}
+    first = {item.uri: item.first for item in read_list(args.list)}
     parts = sorted((output / "annotations").rglob("*.parquet"), key=lambda p: p.stat().st_mtime_ns)
     for part in parts:
         rows = pq.read_table(part)
         columns = [np.stack(rows[name].to_numpy()) for name in ("x", "y", "keypoint_score")]
-        uris = [Path(uri.removeprefix("file://")) for uri in rows["uri"].to_pylist()]
-        recorder.add(np.array([index[str(uri)] for uri in uris]), np.stack(columns, axis=-1))
+        uris = [uri.removeprefix("file://") for uri in rows["uri"].to_pylist()]
+        frames = rows["frame_index"].to_pylist()
+        indices = [first[uri] + (frame or 0) for uri, frame in zip(uris, frames, strict=True)]
+        recorder.add(np.array(indices), np.stack(columns, axis=-1))
         recorder.times[-1] = part.stat().st_mtime
     recorder.save(args.result)
 

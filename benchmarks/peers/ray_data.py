@@ -1,4 +1,5 @@
-"""Ray Data as its documentation shows batch inference: read_images, map_batches with a class."""
+"""Ray Data as its documentation shows batch inference: read_images or read_videos, map_batches with
+a class."""
 
 from __future__ import annotations
 
@@ -10,28 +11,30 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 import cpm_core
-from benchmarks.peers.task import BATCH, Recorder, options, read_list, to_picture
+from benchmarks.peers.task import BATCH, Item, Recorder, options, read_list, to_picture
 
 
 class Estimate:
     """The network in an actor."""
 
-    def __init__(self, boxes: dict[str, tuple[int, tuple[float, ...]]], threads: int) -> None:
+    def __init__(self, items: list[Item], threads: int) -> None:
         torch.set_num_threads(threads)
         self.estimator = cpm_core.load("cpm-lite")
-        self.boxes = boxes
+        self.items = {item.uri: item for item in items}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Pictures and their paths -> keypoints."""
         cropper = self.estimator.cropper
-        rows = [self.boxes[path] for path in batch["path"]]
-        boxes = np.array([box for _, box in rows])
-        pictures = [np.ascontiguousarray(p) for p in batch["image"]]
+        items = [self.items[path] for path in batch["path"]]
+        boxes = np.array([item.box for item in items])
+        key = "frame" if "frame" in batch else "image"
+        pictures = [np.ascontiguousarray(p) for p in batch[key]]
+        frames = batch.get("frame_index", np.zeros(len(items), int))
         crops = [cropper.cut(p, boxes[n : n + 1]) for n, p in enumerate(pictures)]
         keypoints = self.estimator.estimate_crops(np.concatenate(crops))
         sizes = np.array([(p.shape[1], p.shape[0]) for p in pictures])
         return {
-            "index": np.array([index for index, _ in rows]),
+            "index": np.array([item.first for item in items]) + frames,
             "keypoints": to_picture(keypoints, boxes, sizes, cropper),
         }
 
@@ -43,11 +46,14 @@ def main() -> None:
     DataContext.get_current().enable_progress_bars = False
     recorder = Recorder()
     ray.init("local", include_dashboard=False)
-    boxes = {item.uri: (n, item.box) for n, item in enumerate(items)}
-    pictures = ray.data.read_images([item.uri for item in items], mode="RGB", include_paths=True)
+    paths = [item.uri for item in items]
+    if items[0].is_clip:
+        pictures = ray.data.read_videos(paths, include_paths=True)
+    else:
+        pictures = ray.data.read_images(paths, mode="RGB", include_paths=True)
     keypoints = pictures.map_batches(
         Estimate,
-        fn_constructor_args=(boxes, args.threads),
+        fn_constructor_args=(items, args.threads),
         batch_size=BATCH,
         num_cpus=0.5,
         compute=ActorPoolStrategy(size=args.workers),

@@ -1,4 +1,5 @@
-"""What all peers share: the list, a picture's crop, and the record of what came when."""
+"""What all peers share: the list, the crops of a picture or clip, and the record of what came
+when."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import argparse
 import csv
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +21,27 @@ from numpy.typing import NDArray
 from cpm_core.crops import Cropper
 
 BATCH = 8
+CLIP_FRAMES = 12
+"""Of every clip."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and the person's box in it."""
+    """A picture or clip, the person's box in it, and the index of its (first) frame."""
 
     uri: str
     box: tuple[float, float, float, float]
+    first: int
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is a video."""
+        return self.uri.endswith(".mp4")
+
+    @property
+    def frames(self) -> int:
+        """How many pictures it is."""
+        return CLIP_FRAMES if self.is_clip else 1
 
 
 def options() -> argparse.Namespace:
@@ -39,27 +55,58 @@ def options() -> argparse.Namespace:
 
 
 def read_list(path: Path) -> list[Item]:
-    """The pictures in their order."""
+    """The pictures or clips in their order."""
+    items: list[Item] = []
     with path.open() as file:
-        rows = list(csv.DictReader(file))
-    return [
-        Item(r["uri"], (float(r["x"]), float(r["y"]), float(r["w"]), float(r["h"]))) for r in rows
-    ]
+        for r in csv.DictReader(file):
+            first = items[-1].first + items[-1].frames if items else 0
+            box = float(r["x"]), float(r["y"]), float(r["w"]), float(r["h"])
+            items.append(Item(r["uri"], box, first))
+    return items
 
 
-def picture(item: Item) -> NDArray[np.uint8]:
+def batches(items: list[Item]) -> list[list[Item]]:
+    """What a script works on at a time: some pictures, or a clip."""
+    step = 1 if items[0].is_clip else BATCH
+    return [items[start : start + step] for start in range(0, len(items), step)]
+
+
+def pictures(item: Item) -> Iterator[NDArray[np.uint8]]:
     """Fetch and decode, as a script does: RGB (H, W, 3)."""
+    if item.is_clip:
+        with av.open(item.uri) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+        return
     data = np.frombuffer(Path(item.uri).read_bytes(), np.uint8)
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     if decoded is None:
         raise ValueError(f"{item.uri} cannot be decoded")
-    return np.asarray(decoded, np.uint8)
+    yield np.asarray(decoded, np.uint8)
 
 
-def crop(item: Item, cropper: Cropper) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The person's crop (1, V, S, S, 3), and the picture's width and height."""
-    found = picture(item)
-    return cropper.cut(found, np.array([item.box])), (found.shape[1], found.shape[0])
+class Crops(NamedTuple):
+    """Crops (N, V, S, S, 3) of pictures, with what is needed to find the way back."""
+
+    indices: NDArray[np.int64]
+    crops: NDArray[np.uint8]
+    boxes: NDArray[np.float64]
+    sizes: NDArray[np.int64]
+
+
+def cut(items: list[Item], cropper: Cropper) -> Crops:
+    """The person's crops in all pictures of the items."""
+    crops, sizes = [], []
+    for item in items:
+        for found in pictures(item):
+            crops.append(cropper.cut(found, np.array([item.box])))
+            sizes.append((found.shape[1], found.shape[0]))
+    return Crops(
+        np.concatenate([np.arange(item.first, item.first + item.frames) for item in items]),
+        np.concatenate(crops),
+        np.repeat([item.box for item in items], [item.frames for item in items], axis=0),
+        np.array(sizes),
+    )
 
 
 def to_picture(
@@ -116,15 +163,12 @@ def in_threads(
     (N, K, 3) of crops (N, V, S, S, 3)."""
     recorder, lock = Recorder(), threading.Lock()
 
-    def work(start: int) -> None:
-        batch = items[start : start + BATCH]
-        crops, sizes = zip(*(crop(item, cropper) for item in batch), strict=True)
-        keypoints = estimate(np.concatenate(crops))
-        boxes = np.array([item.box for item in batch])
-        points = to_picture(keypoints, boxes, np.array(sizes), cropper)
+    def work(batch: list[Item]) -> None:
+        found = cut(batch, cropper)
+        points = to_picture(estimate(found.crops), found.boxes, found.sizes, cropper)
         with lock:
-            recorder.add(np.arange(start, start + len(batch)), points)
+            recorder.add(found.indices, points)
 
     with ThreadPoolExecutor(workers) as threads:
-        list(threads.map(work, range(0, len(items), BATCH)))
+        list(threads.map(work, batches(items)))
     return recorder
