@@ -16,7 +16,17 @@ from benchmarks.simulate import Cluster
 from cpm_core.crops import Cropper
 from tests.pipeline.videos import write_video
 
-MODULES = ["busy", "curves", "depthwise", "forward", "fused", "memory", "simulate", "throughput"]
+MODULES = [
+    "busy",
+    "curves",
+    "depthwise",
+    "forward",
+    "fused",
+    "memory",
+    "simulate",
+    "throughput",
+    "train_scaling",
+]
 PEERS = ["daft_class", "dataloader", "loop", "onnx_threads", "posemill", "ray_data"]
 NEEDS = {"peers.daft_class": "daft"}
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ class Loop:
         self.pictures = BeliefPictures(table, inputs.recipe) if self.rank == 0 else None
         self._losses: list[Tensor] = []
         self._seen = 0
+        self._waited = 0.0
         self._steps_left = 1
         self._preempted: set[str] = set()
         self._uploaded = threading.Event()
@@ -112,9 +114,16 @@ class Loop:
         self._post({"kind": "start", "workers": self.world, "total_steps": self.fit.total_steps})
         batches = prefetched(self.feed.train(self.fit.step_number), _STEPS_READY)
         with closing(batches):
-            for batch in batches:
+            while (batch := self._next(batches)) is not None:
                 if self._step(batch):
                     return
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch; None after the last one."""
+        started = time.monotonic()
+        batch = next(batches, None)
+        self._waited += time.monotonic() - started
+        return batch
 
     def _step(self, batch: Batch) -> bool:
         """One step and what is due after it; whether the run shall stop."""
@@ -138,18 +147,19 @@ class Loop:
 
         Raises PosemillError when a loss is not finite.
         """
-        seconds = time.monotonic() - self._interval_started
+        seconds = max(time.monotonic() - self._interval_started, 1e-6)
         steps = len(self._losses)
         leader = self.rank == 0
         due = leader and time.monotonic() - self._checkpointed >= self.inputs.checkpoint_s
-        per_interval = int(steps * _INTERVAL_S / max(seconds, 1e-6))
+        per_interval = int(steps * _INTERVAL_S / seconds)
         # A storage that is slower than the epochs are short must not make checkpoints pile up.
         busy = leader and not self._uploaded.is_set()
-        mine = [due, busy, leader * min(max(1, per_interval), _MOST_STEPS_PER_INTERVAL), self._seen]
+        next_steps = leader * min(max(1, per_interval), _MOST_STEPS_PER_INTERVAL)
+        mine = [due, busy, next_steps, self._seen, self._waited / seconds]
         numbers = torch.tensor(mine, dtype=torch.float32, device=self.device)
         sums = _over_workers(torch.cat([numbers, torch.stack(self._losses).mean(dim=0)]))
         due, busy, self._steps_left = bool(sums[0] > 0), bool(sums[1] > 0), int(sums[2])
-        seen, losses = float(sums[3]), sums[4:].tolist()
+        seen, wait_share, losses = float(sums[3]), float(sums[4]) / self.world, sums[5:].tolist()
         if not np.isfinite(losses).all():
             raise PosemillError(
                 f"the loss is {losses} at step {self.fit.step_number}: training diverged; start "
@@ -163,11 +173,13 @@ class Loop:
                 "learning_rate": self.fit.optimizer.param_groups[-1]["lr"],
                 "samples_per_second": seen / seconds,
                 "seconds_per_step": seconds / steps,
+                "wait_share": wait_share,
             }
         )
         stop = bool(_over_workers(torch.tensor([float(stop)], device=self.device))[0] > 0)
         leaves = self._newly_preempted()
-        self._losses, self._seen, self._interval_started = [], 0, time.monotonic()
+        self._losses, self._seen, self._waited = [], 0, 0.0
+        self._interval_started = time.monotonic()
         return _Wants((due and not busy) or stop or leaves, busy, stop)
 
     @property
@@ -202,6 +214,7 @@ class Loop:
             for tag, picture in self.pictures.draw(self.fit.ema, self.device):
                 self._post({"kind": "picture", "tag": tag, "picture": picture})
         self._interval_started = time.monotonic()
+        self._waited = 0.0
 
     def _checkpoint(self) -> None:
         """Hand the state to a thread that writes it; steps go on meanwhile."""

@@ -11,6 +11,7 @@ from pipeline.training.resources import Resources
 
 _NAMED_BAD_SAMPLES = 5
 _PATIENCE_S = 60.0
+_WORTH_A_WORD = 0.1
 
 
 class Show:
@@ -73,8 +74,14 @@ class Show:
         left = (self.total_steps - record["step"]) * record["seconds_per_step"]
         return (
             f"step {record['step']} of {self.total_steps} ({record['size']} px): loss by stage "
-            f"{losses}, {record['samples_per_second']:.1f} samples/s, {duration(left)} left"
+            f"{losses}, {record['samples_per_second']:.1f} samples/s, "
+            f"{_waiting(record['wait_share'])}{duration(left)} left"
         )
+
+
+def _waiting(share: float) -> str:
+    """Only if it is worth a word."""
+    return f"{share:.0%} of the time waiting for samples, " if share >= _WORTH_A_WORD else ""
 
 
 def _epoch(record: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ def progress(step: int, **values: Any) -> dict[str, Any]:
         "learning_rate": 0.001,
         "samples_per_second": 8.0,
         "seconds_per_step": 0.5,
+        "wait_share": 0.02,
         **values,
     }
 
@@ -93,6 +94,7 @@ def test_scalars_reach_tensorboard(tmp_path: Path) -> None:
         "train/learning_rate",
         "train/samples_per_second",
         "train/size",
+        "train/wait_share",
         "tune-pck/stage-1",
         "tune-pck/stage-2",
     ]

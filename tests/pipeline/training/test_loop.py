@@ -53,12 +53,13 @@ def test_a_run_from_start_to_end(fake_ray: FakeRay, samples: str) -> None:
 
 
 def test_progress_says_what_happened(fake_ray: FakeRay, samples: str) -> None:
-    """Ten seconds between two looks at the clock, four samples in them."""
+    """Four samples between two looks, and ten seconds of waiting for them."""
     fake_ray.loop(samples).run()
     progress = fake_ray.board.of("progress")
     assert [r["step"] for r in progress] == [1, 2, 3, 4, 5, 6]
     for record in progress:
         assert record["samples_per_second"] == pytest.approx(4 / record["seconds_per_step"])
+        assert record["wait_share"] == pytest.approx(10 / record["seconds_per_step"])
         assert len(record["loss"]) == 2
         assert record["size"] == 32
     assert progress[0]["learning_rate"] == RECIPE.learning_rate
@@ -169,7 +170,7 @@ def test_a_follower_does_what_the_leader_wants(
 
     def sums(values: torch.Tensor) -> torch.Tensor:
         sent.append(values.tolist())
-        leaders = [due, busy, 7.0, 2.0, 0.5, 0.5] if len(values) == 6 else [stop]
+        leaders = [due, busy, 7.0, 2.0, 0.1, 0.5, 0.5] if len(values) == 7 else [stop]
         return values + torch.tensor(leaders)
 
     monkeypatch.setattr(module, "_over_workers", sums)

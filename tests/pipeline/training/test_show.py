@@ -44,6 +44,7 @@ PROGRESS = {
     "loss": [1.23456, 0.5],
     "samples_per_second": 20.04,
     "seconds_per_step": 0.2,
+    "wait_share": 0.04,
 }
 
 
@@ -64,6 +65,10 @@ PROGRESS = {
             "step 400 of 1000 (128 px): loss by stage 1.235 0.500, 20.0 samples/s, 2 min 0 s left",
         ),
         ({**PROGRESS, "step": 1000, "seconds_per_step": 9}, "0 min 0 s left"),
+        (
+            {**PROGRESS, "wait_share": 0.256},
+            "20.0 samples/s, 26% of the time waiting for samples, 2 min 0 s left",
+        ),
         (
             {"kind": "epoch", "step": 80, "epoch": 3.0, "tune_pck": [1.04, 62.35]},
             "epoch 3 done; PCK on the tuning split by stage 1.0 62.4 %",
