@@ -19,6 +19,7 @@ test: .venv/ready
 
 # make soak OPTIONS='--faults 200 --units 1000': the slow tests, then runs that are broken on purpose
 soak: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[soak]'
 	$(BIN)/pytest -q -m soak
 	$(BIN)/python benchmarks/soak.py $(OPTIONS)
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,10 +141,11 @@ def test_a_killed_worker_is_replaced_on_s3(
     command = ["train", "--samples", samples, "--output", f"{bucket}/runs", "--name", "killed"]
     command += [*QUICK, "--epochs", "8"]
     environment = head | {"RAY_ADDRESS": head["HEAD"]}
+    others = training_workers()
     with running(command, environment) as process:
         output = Output(f"{bucket}/runs/killed", StorageOptions())
         wait_for(lambda: output.read("checkpoint_manager_snapshot.json"), process)
-        (victim, *_) = training_workers()
+        (victim,) = training_workers() - others
         victim.kill()
         _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors[-3000:]
@@ -165,14 +165,10 @@ def test_a_killed_worker_is_replaced_on_s3(
     assert load_weights(weights).info.name == "killed"
 
 
-def training_workers() -> list[psutil.Process]:
-    """Processes of this machine that train for a test's run, newest last."""
-    found = []
-    deadline = time.monotonic() + 30
-    while not found and time.monotonic() < deadline:
-        found = [
-            process
-            for process in psutil.process_iter(["cmdline", "create_time"])
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
-        ]
-    return sorted(found, key=lambda process: process.info["create_time"])
+def training_workers() -> set[psutil.Process]:
+    """Processes of this machine that train, for a test's run or for somebody else's."""
+    return {
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cpm_core.skeleton import load_skeleton
-from tests.e2e.conftest import REPOSITORY, job_environment
+from tests.e2e.conftest import REPOSITORY, free_ports, job_environment
 from tests.e2e.labelled import write_samples
 
 # In a process of its own: the cluster would take over this one's connection to Ray.
@@ -19,8 +19,9 @@ SCRIPT = """
 import json, os, subprocess, sys
 from ray.cluster_utils import Cluster
 
-samples, runs = sys.argv[1:]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+samples, runs, port = sys.argv[1:]
+dashboard = {"include_dashboard": True, "dashboard_port": int(port)}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **dashboard})
 spot = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
 command = [sys.executable, "-m", "jobs.cli", "train", "--samples", samples, "--output", runs]
@@ -63,7 +64,7 @@ def test_a_preempted_node(tmp_path: Path, ray_folder: str) -> None:
     samples = write_samples(tmp_path / "s.parquet", load_skeleton("lsp14"), 500)
     runs = tmp_path / "runs"
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, samples, str(runs)],
+        [sys.executable, "-c", SCRIPT, samples, str(runs), str(free_ports(1)[0])],
         cwd=REPOSITORY,
         env=job_environment()
         | {
