@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -55,7 +57,11 @@ def load(
 
 
 class Estimator:
-    """A CPM that turns uint8 crops, or a picture with boxes, into keypoints."""
+    """A CPM that turns uint8 crops, or a picture with boxes, into keypoints.
+
+    On a CPU, a small network works with as many threads as torch has at this moment, each on crops
+    of its own: threads that share a crop would wait for one another at every layer.
+    """
 
     def __init__(
         self,
@@ -80,14 +86,17 @@ class Estimator:
         factor = self.info.box_factor if box_factor is None else box_factor
         self.cropper = Cropper(self.info.config.input_size, factor, tuple(scales))
         self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
-        on_cpu = _CPU_BATCHES[self.info.config.trunk]
-        self.largest_batch = _GPU_BATCHES[0] if self.device.type == "cuda" else on_cpu
+        is_light = self.info.config.trunk == "lite"
+        on_cpu = self.device.type == "cpu"
+        self.largest_batch = _CPU_BATCHES[self.info.config.trunk] if on_cpu else _GPU_BATCHES[0]
         model = fold_batch_norm(weights.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        if self.device.type == "cpu" and not self.bf16:
+        if on_cpu and not self.bf16:
             model = quicken(model)
             self.model = fuse(model) if can_fuse() else model
+        self._side_by_side = torch.get_num_threads() if is_light and on_cpu else 1
+        self._threads = _threads(self._side_by_side) if self._side_by_side > 1 else None
 
     def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).
@@ -142,6 +151,12 @@ class Estimator:
         """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
         stages = self.info.config.stages if every_stage else 1
         results = [np.empty((stages, 0, len(self.info.skeleton), 3), np.float32)]
+        if self._threads is not None:
+            share = -(-len(crops) // self._side_by_side)
+            step = max(1, min(self.largest_batch, share))
+            batches = [crops[start : start + step] for start in range(0, len(crops), step)]
+            results += self._threads.map(partial(self._run, every_stage=every_stage), batches)
+            return np.concatenate(results, axis=1)
         start = 0
         while start < len(crops):
             batch = crops[start : start + self.largest_batch]
@@ -193,6 +208,11 @@ class Estimator:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             stages: list[Tensor] = self.model(images)
         return [maps.float() for maps in (stages if every_stage else stages[-1:])]
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Threads in which torch itself has one."""
+    return ThreadPoolExecutor(count, "estimate", torch.set_num_threads, (1,))
 
 
 def _as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:

@@ -65,6 +65,34 @@ def test_options_agree_on_what_is_plain_to_see(finder, dots_picture, options, to
     assert np.abs(found[..., :2] - plain[..., :2]).max() <= tolerance
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 13])
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (0.8, 1.0)}], ids=str)
+def test_threads_agree_with_one(count, options, three_threads):
+    """Each has crops of its own, which come back in their order."""
+    side_by_side = cpm_core.load("cpm-lite", device="cpu", **options)
+    torch.set_num_threads(1)
+    alone = cpm_core.load("cpm-lite", device="cpu", **options)
+    shape = (count, len(alone.cropper.scales), 256, 256, 3)
+    crops = np.random.default_rng(count).integers(0, 256, shape, np.uint8)
+    torch.set_num_threads(3)
+    found = side_by_side.estimate_crops(crops)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+    expected = alone.estimate_crops(crops)
+    assert found.shape == expected.shape == (count, 14, 3)
+    np.testing.assert_allclose(found[..., 2], expected[..., 2], atol=1e-4)
+    seen = expected[..., 2] > 0.1
+    assert np.abs(found - expected)[seen].max(initial=0) < 0.1
+
+
 @pytest.mark.parametrize("scale", [0.7, 0.85, 1.15, 1.3])
 def test_keypoints_of_any_view_are_in_pixels_of_the_base_crop(finder, dots_picture, scale):
     picture = dots_picture((31.5, 20), (47, 50))
