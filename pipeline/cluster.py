@@ -38,7 +38,6 @@ _COMMITS_AT_ONCE = 4
 
 _CPU_ESTIMATORS_PER_COMMIT = 16
 _CPUS_PER_GROUP = 8
-_THREADS_OF_LIGHT = 4
 _CPUS_PER_GPU_PREPARER = 4
 
 
@@ -152,10 +151,10 @@ def layout(
 ) -> Layout:
     """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them.
 
-    On CPUs a `light` network has a few threads per actor, of which each works at crops of its own;
-    more would wait for Python's lock. A heavy one has an actor for all CPUs of a group, as its
-    memory counts. The actors are as large as those of `like`, if it is given: a layout for fewer
-    nodes, or for more.
+    On CPUs a `light` network runs in as many actors as there are CPUs, a thread each: threads that
+    share a picture wait for one another, which costs half of the speed where others work, too. A
+    heavy one has an actor for all CPUs of a group, as its memory counts. The actors are as large as
+    those of `like`, if it is given: a layout for fewer nodes, or for more.
     """
     gpus = sum(node.get("GPU", 0) for node in nodes)
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= 1)
@@ -164,7 +163,7 @@ def layout(
     else:
         chosen = _layout_on_cpus(settings, nodes, light, like)
     store = sum(node.get("object_store_memory", 0) for node in nodes)
-    workers = sum(o.actors * o.at_once for o in (chosen.prepare, chosen.estimate))
+    workers = chosen.prepare.actors + chosen.estimate.actors
     ahead = max(2, min(2 * workers, int(store / 2 // CROP_BYTES_PER_SHARD)))
     return replace(chosen, shards_ahead=ahead)
 
@@ -175,12 +174,12 @@ def _layout_on_cpus(
     sizes = [node["CPU"] for node in nodes if node.get("CPU")]
     group = like.group if like else max(1.0, min(_CPUS_PER_GROUP, *sizes))
     groups = max(1, sum(int(size // group) for size in sizes))
-    threads = settings.threads or (min(int(group), _THREADS_OF_LIGHT) if light else int(group))
+    threads = settings.threads or (1 if light else int(group))
     each = max(1, int(group) // threads)
     estimators = settings.estimators or groups * each
     return Layout(
         Operator("prepare", settings.preparers or groups, round(0.35 * group, 2)),
-        Operator("estimate", estimators, round(0.45 * group / each, 2), at_once=2 if light else 1),
+        Operator("estimate", estimators, round(0.45 * group / each, 2)),
         _commit(1 + (estimators - 1) // _CPU_ESTIMATORS_PER_COMMIT),
         settings.decoders or max(1, round(group / 4)),
         threads,
