@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,15 +48,18 @@ class StandIn(Stage):
     def __init__(self, seconds_per_picture: float, clock: Any) -> None:
         super().__init__(Pulse("estimate"))
         self.seconds, self.clock = seconds_per_picture, clock
+        self.device = threading.Lock()
 
     def shard(self, ref: ShardRef, crops: pa.Table) -> tuple[pa.Table, StageReport]:
         """Rows with crops -> rows with keypoints."""
         started = time.time()
         people = people_of(crops).num_rows
-        for first in range(0, people, _BATCH):
-            time.sleep(self.seconds * min(_BATCH, people - first))
+        with self.device:
+            at_work = time.time()
+            for first in range(0, people, _BATCH):
+                time.sleep(self.seconds * min(_BATCH, people - first))
+            self.clock.note.remote(at_work, time.time(), people)
         keypoints = np.zeros((people, _KEYPOINTS, 3), np.float32)
-        self.clock.note.remote(started, time.time(), people)
         rows = annotation_rows(crops, keypoints, _KEYPOINTS)
         return rows, StageReport(time.time() - started)
 

@@ -58,11 +58,11 @@ def main() -> None:
     add = parser.add_argument
     add("--crops-per-gpu", type=float, default=1000, help="assumed: the goal for `cpm` on an H100")
     add("--cores-per-gpu", type=float, default=16, help="assumed")
-    add("--pictures-per-core", type=float, default=44, help="measured: benchmarks/busy.py, 2 MP")
+    add("--pictures-per-core", type=float, default=207, help="measured: benchmarks/busy.py, 2 MP")
     add("--gigabits-per-gpu", type=float, default=12.5, help="assumed: 100 for eight GPUs")
     add("--picture-bytes", type=float, default=700e3, help="of a JPEG of 2 MP")
     add("--crop-pixels", type=int, default=368)
-    add("--driver-per-shard", type=float, default=0.01, help="measured: benchmarks/curves.py")
+    add("--driver-per-shard", type=float, default=0.006, help="measured: benchmarks/curves.py")
     add("--commit-per-part", type=float, default=0.1, help="assumed: a PUT of 0.3 MB and its row")
     add("--commits-at-once", type=int, default=4, help="per GPU, as pipeline/cluster.py")
     add("--planned-per-second", type=float, default=26e3, help="measured: benchmarks/scale.py")

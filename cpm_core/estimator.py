@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -59,8 +60,9 @@ def load(
 class Estimator:
     """A CPM that turns uint8 crops, or a picture with boxes, into keypoints.
 
-    On a CPU, a small network works with as many threads as torch has at this moment, each on crops
-    of its own: threads that share a crop would wait for one another at every layer.
+    Several threads may call it: the network sees the crops of one call after those of another. On a
+    CPU, a small network works with as many threads as torch has at this moment, each on crops of
+    its own: threads that share a crop would wait for one another at every layer.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Estimator:
             model = quicken(model)
             self.model = fuse(model) if can_fuse() else model
         self._side_by_side = torch.get_num_threads() if is_light and on_cpu else 1
+        self._lock = threading.Lock()
         self._threads = _threads(self._side_by_side) if self._side_by_side > 1 else None
 
     def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
@@ -149,6 +152,10 @@ class Estimator:
 
     def _batches(self, crops: NDArray[np.uint8], every_stage: bool = False) -> NDArray[np.float32]:
         """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
+        with self._lock:
+            return self._in_batches(crops, every_stage)
+
+    def _in_batches(self, crops: NDArray[np.uint8], every_stage: bool) -> NDArray[np.float32]:
         stages = self.info.config.stages if every_stage else 1
         results = [np.empty((stages, 0, len(self.info.skeleton), 3), np.float32)]
         if self._threads is not None:

@@ -36,6 +36,9 @@ _ESTIMATE_CPUS = 0.1
 _COMMITS_AT_ONCE = 4
 """Of one actor, which mostly waits for the storage."""
 
+_ESTIMATES_AT_ONCE = 2
+"""Of one actor: while the device is at one shard, the rows of the other are made or sent."""
+
 _CPU_ESTIMATORS_PER_COMMIT = 16
 _CPUS_PER_GROUP = 8
 _CPUS_PER_GPU_PREPARER = 4
@@ -163,8 +166,9 @@ def layout(
     else:
         chosen = _layout_on_cpus(settings, nodes, light, like)
     store = sum(node.get("object_store_memory", 0) for node in nodes)
-    workers = chosen.prepare.actors + chosen.estimate.actors
-    ahead = max(2, min(2 * workers, int(store / 2 // CROP_BYTES_PER_SHARD)))
+    # One that is worked at and one more, everywhere.
+    wanted = 2 * chosen.prepare.actors + (1 + _ESTIMATES_AT_ONCE) * chosen.estimate.actors
+    ahead = max(2, min(wanted, int(store / 2 // CROP_BYTES_PER_SHARD)))
     return replace(chosen, shards_ahead=ahead)
 
 
@@ -179,7 +183,7 @@ def _layout_on_cpus(
     estimators = settings.estimators or groups * each
     return Layout(
         Operator("prepare", settings.preparers or groups, round(0.35 * group, 2)),
-        Operator("estimate", estimators, round(0.45 * group / each, 2)),
+        Operator("estimate", estimators, round(0.45 * group / each, 2), 0.0, _ESTIMATES_AT_ONCE),
         _commit(1 + (estimators - 1) // _CPU_ESTIMATORS_PER_COMMIT),
         settings.decoders or max(1, round(group / 4)),
         threads,
@@ -201,7 +205,7 @@ def _layout_on_gpus(
     estimators = settings.estimators or max(1, gpus)
     return Layout(
         Operator("prepare", settings.preparers or preparers, each),
-        Operator("estimate", estimators, _ESTIMATE_CPUS, 1.0),
+        Operator("estimate", estimators, _ESTIMATE_CPUS, 1.0, _ESTIMATES_AT_ONCE),
         _commit(estimators),
         settings.decoders or max(1, math.ceil(each)),
         settings.threads or 1,

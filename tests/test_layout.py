@@ -85,9 +85,10 @@ def test_a_run_stays_on_the_device_that_it_began_on() -> None:
     assert layout(settings(), [node(8), node(8, 1)], True, on_cpu).device == "cpu"
 
 
-@pytest.mark.parametrize(("store", "ahead"), [(2e8, 2), (8e8, 5), (1e10, 6)])
+@pytest.mark.parametrize(("store", "ahead"), [(2e8, 2), (8e8, 5), (1e10, 8)])
 def test_what_is_held_ahead_fits_the_object_store(store: float, ahead: int) -> None:
-    """Two shards per worker, where half of the store has room for them; two at least."""
+    """Two shards per preparer and three per estimator, where half of the store has room for them;
+    two at least."""
     assert layout(settings(), [node(2, store=store)], light=True).shards_ahead == ahead
 
 
