@@ -106,6 +106,7 @@ class Soak:
     dice: random.Random
     weights: Path
     logs: Path
+    only: tuple[str, ...] = ()
     by_fault: dict[str, Tally] = field(default_factory=dict)
     outputs: int = 0
     hung: int = 0
@@ -124,7 +125,8 @@ class Soak:
         name = f"out-{self.outputs:03d}"
         self.outputs += 1
         wanted = min(FAULTS_PER_OUTPUT, self.faults - self.injected)
-        kinds = [*ON_ACTORS, *ON_DRIVER, *(ON_STORAGE if place.proxy else ())]
+        possible = [*ON_ACTORS, *ON_DRIVER, *(ON_STORAGE if place.proxy else ())]
+        kinds = [kind for kind in possible if kind in self.only or not self.only]
         planned = [self.dice.choice(kinds) for _ in range(wanted)]
         started, restarts = time.monotonic(), -1
         decoders_hit = 0
@@ -374,6 +376,8 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--units", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    every = sorted({*ON_ACTORS, *ON_DRIVER, *ON_STORAGE})
+    parser.add_argument("--only", nargs="+", choices=every, default=(), help="kinds of faults")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after")
     parser.add_argument("--write", type=Path, help="a .json, or a .md that gets the table")
     parser.add_argument("--logs", type=Path, help="keep what the runs print in this folder")
@@ -384,8 +388,11 @@ def main() -> int:
         logs.mkdir(parents=True, exist_ok=True)
         tiny_weights(folder / "tiny.safetensors")
         dice = random.Random(options.seed)
-        soak = Soak(options.units, options.faults, dice, folder / "tiny.safetensors", logs)
+        weights = folder / "tiny.safetensors"
+        soak = Soak(options.units, options.faults, dice, weights, logs, tuple(options.only))
         with places(folder) as both:
+            if options.only and ON_STORAGE.keys() >= set(options.only):
+                both = both[1:]
             for place in both:
                 put_pictures(place, options.units)
             end = time.monotonic() + 60 * options.minutes
