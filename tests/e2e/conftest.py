@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
@@ -75,11 +75,19 @@ def many(tmp_path: Path) -> Path:
     return folder
 
 
+@contextmanager
+def own_ray_folder() -> Iterator[str]:
+    """Where a cluster notes that it is the current one: nobody else shall find that, and its own
+    jobs, which Ray tells no address but that note, shall not find another's. Short, since sockets
+    lie in it."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield path
+
+
 @pytest.fixture
 def ray_folder() -> Iterator[str]:
-    """Where the cluster notes that it is the current one: nobody else shall find that. Short, since
-    sockets lie in it."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as path:
+    """`own_ray_folder`."""
+    with own_ray_folder() as path:
         yield path
 
 
@@ -144,7 +152,11 @@ def head(
     tmp_path_factory: pytest.TempPathFactory, s3_settings: dict[str, str]
 ) -> Iterator[dict[str, str]]:
     """A local head with token authentication; yields the environment that reaches it."""
-    folder = tmp_path_factory.mktemp("head")
+    with own_ray_folder() as ray_files:
+        yield from _head(tmp_path_factory.mktemp("head"), ray_files)
+
+
+def _head(folder: Path, ray_files: str) -> Iterator[dict[str, str]]:
     (folder / "token").write_text("a" * 64)
     (folder / "token").chmod(0o600)
     environment = job_environment() | {
@@ -154,7 +166,7 @@ def head(
     }
     # Fixed agent ports would collide with another head's on this machine.
     dashboard, listen, grpc, metrics = free_ports(4)
-    command = [RAY, "start", "--head", "--num-cpus=2", "--port=0"]
+    command = [RAY, "start", "--head", "--num-cpus=2", "--port=0", f"--temp-dir={ray_files}"]
     process = subprocess.Popen(
         [
             *command,
