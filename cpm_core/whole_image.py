@@ -47,7 +47,8 @@ def whole_box(width: float, height: float) -> Floats:
 def wide_view(picture: Picture, size: int, whole: Floats | None = None) -> Picture:
     """An RGB picture (H, W, 3) as a square of WIDE * size pixels, 128 beside it.
 
-    `whole` is the box to show, if that is not all there is.
+    `whole` is the box that stands for the whole, (0, 0, W, H) by default: of a picture decoded at a
+    fraction of its size, the last pixels may stand for less than one of its own.
     """
     height, width = picture.shape[:2]
     box = whole_box(width, height) if whole is None else whole

@@ -39,10 +39,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(args.threads)
     estimator = cpm_core.load("cpm-lite")
-    found = Batches(read_list(args.list), estimator.cropper)
+    batches = Batches(read_list(args.list), estimator.cropper)
     recorder = Recorder()
-    for b in DataLoader(found, batch_size=None, num_workers=args.workers):
-        found = Crops(*(tensor.numpy() for tensor in b))
+    for tensors in DataLoader(batches, batch_size=None, num_workers=args.workers):
+        found = Crops(*(tensor.numpy() for tensor in tensors))
         points = estimator.estimate_crops(found.crops)
         recorder.add(found.indices, to_picture(points, found.boxes, found.sizes, estimator.cropper))
     recorder.save(args.result)

@@ -185,35 +185,31 @@ def test_nodes_come_and_go(
     assert "late node used: True" in result.stdout
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(900)
-def test_driver_killed_at_ten_moments_of_one_run(tmp_path: Path) -> None:
-    """kill -9, from the first import to the last part; the same command each time."""
-    command = [sys.executable, "benchmarks/soak.py", "--faults", "10", "--units", "800"]
+def soak(table: Path, timeout: int, *options: str) -> str:
+    """The table that `benchmarks/soak.py` writes, if nothing went wrong."""
     result = subprocess.run(
-        [*command, "--only", "kill driver", "--write", str(tmp_path / "soak.md")],
+        [sys.executable, "benchmarks/soak.py", *options, "--write", str(table)],
         cwd=REPOSITORY,
         env=job_environment(),
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=timeout,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    table = (tmp_path / "soak.md").read_text()
+    return table.read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_driver_killed_at_ten_moments_of_one_run(tmp_path: Path) -> None:
+    """kill -9, from the first import to the last part; the same command each time."""
+    options = ["--faults", "10", "--units", "800", "--only", "kill driver"]
+    table = soak(tmp_path / "soak.md", 800, *options)
     assert "| kill driver | 10 | 0 | 10 |" in table
     assert "1 outputs, 800 units: 0 lost, 0 doubled, 0 otherwise wrong" in table
 
 
 def test_the_soak_itself(tmp_path: Path) -> None:
     """A short one: a few faults on disk and on S3, and nothing lost or doubled."""
-    command = [sys.executable, "benchmarks/soak.py", "--faults", "2", "--units", "60"]
-    result = subprocess.run(
-        [*command, "--write", str(tmp_path / "soak.json")],
-        cwd=REPOSITORY,
-        env=job_environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "0 lost, 0 doubled, 0 otherwise wrong" in result.stdout
+    table = soak(tmp_path / "soak.md", 280, "--faults", "2", "--units", "60")
+    assert "0 lost, 0 doubled, 0 otherwise wrong" in table

@@ -98,8 +98,8 @@ def test_stop_continue_and_nothing_to_do(
     assert 4 <= stopped_at < 60 * 4
     assert not (run / "stopped.safetensors").exists()
 
-    # Rather than to the end of 60 epochs.
-    finish = [*endless[:-1], str(stopped_at // 4 + 2)]
+    # With another number of workers, and not to the end of 60 epochs.
+    finish = [*endless[:-1], str(stopped_at // 4 + 2), "--workers", "1-2"]
     result = posemill_alone(*finish)
     assert result.returncode == 0, result.stderr[-3000:]
     assert records(run, "start")[-1]["step"] == stopped_at
