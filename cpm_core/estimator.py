@@ -15,11 +15,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from cpm_core.cpu import Network, compiled, has_bf16
 from cpm_core.crops import Cropper
 from cpm_core.decode import Refinement, decode, flip_back, resample
 from cpm_core.errors import ConfigError
 from cpm_core.frequency import quicken
-from cpm_core.fused import can_fuse, fuse
 from cpm_core.lite import fold_batch_norm
 from cpm_core.weights import Weights, load_weights
 
@@ -47,10 +47,10 @@ def load(
 ) -> Estimator:
     """An estimator with weights that come with the package, or from a `.safetensors` file.
 
-    `device` defaults to the GPU if there is one; `auto` precision is bf16 there and fp32 on a CPU.
-    `flip` and `scales` average the belief maps over mirrored and over resized views (the release
-    does the latter, with RELEASE_SCALES). `box_factor` overrides the one in the weights. Raises
-    WeightsError, or ConfigError for an unusable option.
+    `device` defaults to the GPU if there is one; `auto` precision is bf16 there and on CPUs that
+    have instructions for it, else fp32. `flip` and `scales` average the belief maps over mirrored
+    and over resized views (the release does the latter, with RELEASE_SCALES). `box_factor`
+    overrides the one in the weights. Raises WeightsError, or ConfigError for an unusable option.
     """
     return Estimator(
         load_weights(name_or_path), device, precision, flip, scales, refinement, box_factor
@@ -82,22 +82,27 @@ class Estimator:
         self.info = weights.info
         self.sha256 = weights.sha256
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        on_cpu = self.device.type == "cpu"
+        self.bf16 = precision == "bf16"
+        if precision == "auto":
+            self.bf16 = has_bf16() if on_cpu else True
         self.flip = flip
         self.refinement = refinement
         factor = self.info.box_factor if box_factor is None else box_factor
         self.cropper = Cropper(self.info.config.input_size, factor, tuple(scales))
         self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
         is_light = self.info.config.trunk == "lite"
-        on_cpu = self.device.type == "cpu"
         self.largest_batch = _CPU_BATCHES[self.info.config.trunk] if on_cpu else _GPU_BATCHES[0]
+        self._side_by_side = torch.get_num_threads() if is_light and on_cpu else 1
         model = fold_batch_norm(weights.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = model
-        if on_cpu and not self.bf16:
-            model = quicken(model)
-            self.model = fuse(model) if can_fuse() else model
-        self._side_by_side = torch.get_num_threads() if is_light and on_cpu else 1
+        self.model: Network = model
+        if on_cpu and self.info.config.trunk == "original" and not self.bf16:
+            self.model = quicken(model)
+        elif on_cpu:
+            self.model = compiled(
+                model, self.cropper.size, self.bf16, self._side_by_side, self.largest_batch
+            )
         self._lock = threading.Lock()
         self._threads = _threads(self._side_by_side) if self._side_by_side > 1 else None
 

@@ -21,7 +21,6 @@ MODULES = [
     "curves",
     "depthwise",
     "forward",
-    "fused",
     "memory",
     "simulate",
     "throughput",

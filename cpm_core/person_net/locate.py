@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cpm_core.cpu import Network, compiled
 from cpm_core.errors import LocatorError
-from cpm_core.fused import can_fuse, fuse
 from cpm_core.geometry import letterbox
 from cpm_core.lite import fold_batch_norm
 from cpm_core.people import People, Picture, tidied
@@ -52,7 +52,8 @@ class PersonNetLocator:
             torch.set_num_threads(threads)
         model = fold_batch_norm(loaded.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = fuse(model) if self.device.type == "cpu" and can_fuse() else model
+        on_cpu = self.device.type == "cpu"
+        self.model: Network = compiled(model, self.size) if on_cpu else model
 
     def locate(self, picture: Picture) -> People:
         """People in an RGB picture (H, W, 3), overlaps suppressed, best first."""

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpm_core.fused import can_fuse
 from cpm_core.lite import conv_bn, fused_taps
 
 WIDTH = 128
 """Channels of the fused features."""
-
-_CAN_FUSE = can_fuse()
 
 
 class CspTrunk(nn.Module):
@@ -37,17 +34,10 @@ class CspTrunk(nn.Module):
 
 
 class SiluConv(nn.Conv2d):
-    """Convolution and SiLU; where no gradient is asked for, one oneDNN call on CPUs."""
+    """Convolution and SiLU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.is_grad_enabled() or not _CAN_FUSE:
-            return F.silu(super().forward(x))
-        assert isinstance(self.padding, tuple)
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups,
-            "swish", [], "",
-        )  # fmt: skip
-        return y
+        return F.silu(super().forward(x))
 
 
 class CspBase(nn.Module):

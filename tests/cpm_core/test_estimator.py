@@ -50,7 +50,7 @@ def test_keypoints_are_in_pixels_of_the_picture(finder, dots_picture):
         ({"scales": (1.0, 1.0)}, 0.01),
         ({"flip": True, "scales": RELEASE_SCALES}, 4),
         ({"precision": "bf16"}, 1),
-        ({"precision": "fp32"}, 0),
+        ({"precision": "fp32"}, 1),
         ({"refinement": "quarter"}, 4),
         ({"refinement": "none"}, 4.01),
         ({"box_factor": 1.0}, 0),
@@ -226,7 +226,14 @@ def test_what_an_estimator_says_about_itself(finder, dots_file):
     assert (estimator.cropper.size, estimator.cropper.box_factor) == (64, 2.5)
     assert estimator.cropper.scales == (0.7, 1.3)
     assert finder().cropper.box_factor == 1.0
-    assert not estimator.bf16  # a CPU's default is fp32
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_cpu_takes_bf16_where_it_has_it(native, finder, monkeypatch):
+    monkeypatch.setattr("cpm_core.estimator.has_bf16", lambda: native)
+    assert finder().bf16 == native
+    assert finder(precision="bf16").bf16
+    assert not finder(precision="fp32").bf16
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(finder, dots_picture, monkeypatch, caplog):

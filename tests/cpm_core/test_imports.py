@@ -19,7 +19,7 @@ from cpm_core.poses import without_doubles
 from cpm_core.whole_image import wide_view
 from cpm_core.skeleton import load_skeleton
 load_skeleton("lsp14")
-print(sorted({"torch", "ray", "onnxruntime", "pipeline"} & set(sys.modules)))
+print(sorted({"torch", "ray", "onnxruntime", "openvino", "pipeline"} & set(sys.modules)))
 """
 
 
@@ -42,6 +42,7 @@ def test_the_core_uses_few_packages():
         "cv2",
         "numpy",
         "onnxruntime",
+        "openvino",
         "safetensors",
         "torch",
         "yaml",
