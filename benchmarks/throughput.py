@@ -1,11 +1,12 @@
 """PoseMill beside what people would use instead: pictures per second, memory, equal answers.
 
     python -m benchmarks.throughput [--pictures 2000 | --clips 200] [--rounds 3]
-        [--only posemill loop] [--json F]
+        [--only posemill loop] [--precision fp32] [--json F]
 
 All get the same list of real pictures of mixed sizes, or of clips cut from real videos, each with
-the whole picture as the person's box, and the same `cpm-lite` weights; every one runs in the
-layouts of LAYOUTS. Rounds alternate, so that a slow spell of the machine hits all. The rate is
+the whole picture as the person's box, and the same `cpm-lite` weights. All but onnxruntime, which
+computes in fp32, use our estimator with the same precision. Every one runs in the layouts of
+LAYOUTS. Rounds alternate, so that a slow spell of the machine hits all. The rate is
 taken between the first fifth of the pictures and the last, once everybody runs; start-up and the
 whole time are reported apart. Memory is the largest sum of the proportional set sizes of all
 processes. Needs `pip install -e '.[bench]'`. Linux only.
@@ -29,7 +30,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.task import CLIP_FRAMES, read_list
+from benchmarks.peers.task import CLIP_FRAMES, PRECISION, read_list
 from benchmarks.processes import Watch
 from cpm_core.weights import load_weights
 
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--clips", type=int, help="so many short videos in the pictures' place")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--only", nargs="+", choices=sorted(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--json", type=Path, help="also write all figures there")
     options = parser.parse_args()
@@ -80,7 +82,10 @@ def main() -> None:
         else:
             pictures = write_list(options.shared, options.pictures, folder / "list.csv")
         reference = folder / "reference.npz"
-        environment = os.environ | {"POSEMILL_ONNX": str(folder / "cpm-lite.onnx")}
+        environment = os.environ | {
+            PRECISION: options.precision,
+            "POSEMILL_ONNX": str(folder / "cpm-lite.onnx"),
+        }
         if "onnx_threads" in options.only:
             from benchmarks.peers.onnx_threads import export
 

@@ -9,8 +9,15 @@ import numpy as np
 import torch
 from daft import DataType, Series
 
-import cpm_core
-from benchmarks.peers.task import BATCH, Recorder, cut, options, read_list, to_picture
+from benchmarks.peers.task import (
+    BATCH,
+    Recorder,
+    cut,
+    load_estimator,
+    options,
+    read_list,
+    to_picture,
+)
 
 
 def main() -> None:
@@ -26,7 +33,7 @@ def main() -> None:
         def __init__(self) -> None:
             cv2.setNumThreads(1)
             torch.set_num_threads(args.threads)
-            self.estimator = cpm_core.load("cpm-lite")
+            self.estimator = load_estimator()
 
         @daft.method.batch(return_dtype=DataType.tensor(DataType.float32()), batch_size=BATCH)
         def __call__(self, pictures: Series, boxes: Series) -> list[np.ndarray]:

@@ -6,13 +6,13 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import cpm_core
 from benchmarks.peers.task import (
     Crops,
     Item,
     Recorder,
     batches,
     cut,
+    load_estimator,
     options,
     read_list,
     to_picture,
@@ -38,7 +38,7 @@ def main() -> None:
     args = options()
     cv2.setNumThreads(1)
     torch.set_num_threads(args.threads)
-    estimator = cpm_core.load("cpm-lite")
+    estimator = load_estimator()
     batches = Batches(read_list(args.list), estimator.cropper)
     recorder = Recorder()
     for tensors in DataLoader(batches, batch_size=None, num_workers=args.workers):

@@ -10,8 +10,15 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
-import cpm_core
-from benchmarks.peers.task import BATCH, Item, Recorder, options, read_list, to_picture
+from benchmarks.peers.task import (
+    BATCH,
+    Item,
+    Recorder,
+    load_estimator,
+    options,
+    read_list,
+    to_picture,
+)
 
 
 class Estimate:
@@ -19,7 +26,7 @@ class Estimate:
 
     def __init__(self, items: list[Item], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.estimator = cpm_core.load("cpm-lite")
+        self.estimator = load_estimator()
         self.items = {item.uri: item for item in items}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpm_core.crops import Cropper
+from cpm_core.estimator import Estimator, load
 
 BATCH = 8
+PRECISION = "POSEMILL_PRECISION"
+"""A setting of PoseMill's in the environment."""
 CLIP_FRAMES = 12
 """Of every clip."""
 
@@ -52,6 +56,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the network, in each worker")
     parser.add_argument("--workers", type=int, default=1)
     return parser.parse_args()
+
+
+def load_estimator() -> Estimator:
+    """The weights that all share, with the precision that PoseMill is told, too."""
+    return load("cpm-lite", precision=os.environ[PRECISION])  # type: ignore[arg-type]
 
 
 def read_list(path: Path) -> list[Item]:
