@@ -26,8 +26,9 @@ from pipeline.storage import Output
 from pipeline.units import GivenBox, Unit
 
 CROP_BYTES_PER_SHARD = 64 << 20
-_FIRST_SHARD = 32
+_SMALLEST_SHARD = 32
 _SHARDS_PER_SIZE = 4
+_LAST_SHARDS = 4
 _UNKNOWN_PEOPLE = 4
 _PROBES_AHEAD = 8
 
@@ -37,16 +38,23 @@ class ShardRule:
     """How units are grouped: at most `largest` frames, and about 64 MiB of crops.
 
     Shards start small and double every four, so that a small input is spread out and the first part
-    of a large one is there early.
+    of a large one is there early. They end small, each a quarter of what is left, so that estimators
+    come to an end at the same time (guided self-scheduling, Polychronopoulos and Kuck 1987).
     """
 
     largest: int
     crop_bytes: int
     people_per_frame: int | None
 
-    def room(self, shard: int) -> int:
-        """Frames that fit into a shard."""
-        return min(self.largest, _FIRST_SHARD << min(shard // _SHARDS_PER_SIZE, 16))
+    def room(self, shard: int, left: int) -> int:
+        """Frames that fit into a shard, where so many are left."""
+        grown = _SMALLEST_SHARD << min(shard // _SHARDS_PER_SIZE, 16)
+        return min(self.largest, grown, max(_SMALLEST_SHARD, left // _LAST_SHARDS))
+
+    @property
+    def frames_ahead(self) -> int:
+        """What has to be left so that `room` does not depend on how much it is."""
+        return self.largest * _LAST_SHARDS
 
     def crops(self, unit: Unit) -> int:
         """Bytes of crops to expect from a unit."""
@@ -110,11 +118,12 @@ def plan(
         units = []
         on_progress(done)
 
-    for unit in _units(_counted(inputs, done), decoder, rule):
+    units_to_come = _units(_counted(inputs, done), decoder, rule)
+    for unit, left in _looking_ahead(units_to_come, rule.frames_ahead):
         fits = unit.frames <= room and rule.crops(unit) <= crops
         if not units or not fits:
             close_shard()
-            room, crops = rule.room(shard), CROP_BYTES_PER_SHARD
+            room, crops = rule.room(shard, left), CROP_BYTES_PER_SHARD
         units.append(unit.at(manifest.next_unit + done.units, shard))
         room -= unit.frames
         crops -= rule.crops(unit)
@@ -126,6 +135,20 @@ def plan(
             writer.retire(retired)
         done.counts = writer.complete(manifest.next_unit + done.units, shard)
     return done
+
+
+def _looking_ahead(units: Iterable[Unit], frames: int) -> Iterator[tuple[Unit, int]]:
+    """Each unit with the frames that are left from it on, or at least so many."""
+    ahead, left = deque[Unit](), 0
+    for unit in units:
+        ahead.append(unit)
+        left += unit.frames
+        while left > frames:
+            yield ahead[0], left
+            left -= ahead.popleft().frames
+    for unit in ahead:
+        yield unit, left
+        left -= unit.frames
 
 
 def _counted(inputs: Iterable[Input], done: Planned) -> Iterator[Input]:

@@ -136,10 +136,18 @@ def test_a_plan_is_written_and_read_back_on_any_storage(place: Place) -> None:
     ]
 
 
-def test_shards_start_small_and_grow(output: Output) -> None:
-    run(pictures(32 * 4 + 64 * 4 + 128 * 2), output)
-    assert [len(shard) for shard in planned(output)] == [32] * 4 + [64] * 4 + [128] * 2
-    assert [unit.unit_id for unit in units_of(output)] == list(range(640))
+def test_shards_start_small_grow_and_end_small(output: Output) -> None:
+    run(pictures(6000), output)
+    sizes = [len(shard) for shard in planned(output)]
+    grown = [32] * 4 + [64] * 4 + [128] * 4 + [256] * 4 + [512] * 4
+    assert sizes[: len(grown)] == grown
+    left = 6000 - sum(grown)
+    for size in sizes[len(grown) :]:
+        assert size == min(left, max(32, left // 4))
+        left -= size
+    assert left == 0
+    assert sizes[-4:] == [32, 32, 32, 20]
+    assert [unit.unit_id for unit in units_of(output)] == list(range(6000))
 
 
 @pytest.mark.parametrize(
