@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cpm_core.errors import CpmError, WeightsError
 
@@ -108,11 +109,27 @@ def _parsed(text: str | None, parse: Callable[[dict[str, Any]], Info], path: Pat
         raise WeightsError(f"{path}: unusable metadata: nested too deeply") from error
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Tensors keep the values they are made with: on the meta device, which has none, PyTorch
+    would import its compiler to fill them, which takes a second."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        fills = getattr(func, "__module__", None) == nn.init.__name__
+        return given["tensor"] if fills else func(*args, **given)
+
+
 def _check(
     found: dict[str, tuple[tuple[int, ...], str]], network: Callable[[], nn.Module], path: Path
 ) -> None:
     """Shapes and types of the file's tensors against the network's."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         expected = network().state_dict()
     for name in sorted(expected.keys() ^ found.keys()):
         problem = "is missing" if name in expected else "does not belong to this network"
