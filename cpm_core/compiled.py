@@ -1,16 +1,17 @@
 """Networks compiled by OpenVINO, for inference on CPUs.
 
 OpenVINO fuses layers and makes kernels for the processor at hand; where that has bf16 instructions
-it is several times as fast as PyTorch (`benchmarks/forward.py`). The network is translated from a
-trace of its PyTorch module, which takes a tenth of a second; OpenVINO's own converter takes two
+it is several times as fast as PyTorch (`benchmarks/forward.py`). To translate a network, its
+`forward` is called with a node of OpenVINO's graph in the place of the images: what the layers do
+with it builds the graph. That takes a twentieth of a second; OpenVINO's own converter takes two
 seconds.
 """
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,8 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 from openvino import opset13 as ops
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-from cpm_core.model import Cpm
-
-Value = Any
-"""What a traced operation takes and gives: an output in OpenVINO's graph, or a constant tensor."""
 
 
 def bf16_is_native() -> bool:
@@ -89,88 +85,102 @@ def translate(network: nn.Module, batch: int, size: int) -> ov.Model:
 
     Raises TypeError for an operation that has no translation here.
     """
-    if isinstance(network, Cpm):
-        network = _AtOwnSize(network, batch)
     crops = ops.parameter([batch, size, size, 3], np.uint8, name="crops")
-    images = ops.transpose(ops.convert(crops, "f32"), [0, 3, 1, 2]).output(0)
+    images = _Value(ops.transpose(ops.convert(crops, "f32"), [0, 3, 1, 2]))
     with torch.no_grad():
-        traced = fx.GraphModule(network, _Tracer().trace(network))
-        maps = _Translator(traced).run(images)
-    return ov.Model(maps, [crops], "network")
+        maps: list[_Value] = network(images)
+    return ov.Model([value.node for value in maps], [crops], "network")
 
 
-class _AtOwnSize(nn.Module):
-    """A CPM without the question whether crops have another size, which a trace cannot answer."""
+@dataclass(frozen=True)
+class _Value:
+    """A node of OpenVINO's graph that layers take for a tensor: PyTorch hands its functions over
+    (`__torch_function__`)."""
 
-    def __init__(self, cpm: Cpm, batch: int) -> None:
-        super().__init__()
-        self.cpm = cpm
-        self.centre = cpm.centre.repeat(batch, 1, 1, 1) if cpm.config.centre_sigma else None
+    node: ov.Node | ov.Output
+    dtype = torch.float32
+    """In PyTorch's eyes; OpenVINO computes as its precision hint says."""
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return self.cpm.maps(self.cpm.normalise(images), self.centre)
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> _Value | Tensor:
+        if func not in _FUNCTIONS:
+            raise TypeError(f"{func} has no translation to OpenVINO")
+        return _FUNCTIONS[func](*args, **(kwargs or {}))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Batch, channels, height, width."""
+        return tuple(self.node.shape)
+
+    def to(self, dtype: torch.dtype) -> _Value:
+        """Itself."""
+        return self
+
+    def __add__(self, other: _Value | Tensor) -> _Value:
+        return _Value(ops.add(self.node, _node(other)))
+
+    def __sub__(self, other: _Value | Tensor) -> _Value:
+        return _Value(ops.subtract(self.node, _node(other)))
+
+    def __truediv__(self, other: _Value | Tensor) -> _Value:
+        return _Value(ops.divide(self.node, _node(other)))
+
+    def __getitem__(self, index: tuple[slice, ...]) -> _Value:
+        node = self.node
+        for axis, part in enumerate(index):
+            start, stop, step = part.indices(self.shape[axis])
+            node = ops.slice(node, [start], [stop], [step], [axis])
+        return _Value(node)
+
+    def flip(self, axis: int) -> _Value:
+        """The other way round along an axis."""
+        backwards = np.arange(self.shape[axis])[::-1].copy()
+        return _Value(ops.gather(self.node, ops.constant(backwards), ops.constant(axis)))
+
+    def sigmoid(self) -> _Value:
+        """1 / (1 + exp(-x))."""
+        return _Value(ops.sigmoid(self.node))
 
 
-class _Tracer(fx.Tracer):
-    """Traces down to functions; a layer is a function of its weights."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return False
-
-
-class _Translator(fx.Interpreter):
-    """Runs a trace on OpenVINO's values, which builds OpenVINO's graph."""
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        if target not in _OPERATIONS:
-            raise TypeError(f"{target} has no translation to OpenVINO")
-        node = _OPERATIONS[target](*args, **kwargs)
-        return node.output(0) if isinstance(node, ov.Node) else node
-
-    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        return self.call_function(getattr(Tensor, target), args, kwargs)
-
-
-def _binary(operation: Callable[[Value, Value], Value]) -> Callable[[Value, Value], Value]:
-    return lambda a, b: operation(_node(a), _node(b))
-
-
-def _node(value: Value) -> Value:
-    if not isinstance(value, Tensor):
-        return value
-    return ops.constant(np.ascontiguousarray(value.detach().numpy())).output(0)
+def _node(value: _Value | Tensor) -> ov.Node | ov.Output:
+    if isinstance(value, _Value):
+        return value.node
+    return ops.constant(np.ascontiguousarray(value.detach().numpy()))
 
 
 def _conv2d(
-    x: Value,
+    x: _Value,
     weight: Tensor,
     bias: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> Value:
+) -> _Value:
     geometry = list(stride), list(padding), list(padding), list(dilation)
     if groups == 1:
-        y = ops.convolution(x, _node(weight), *geometry)
+        node = ops.convolution(x.node, _node(weight), *geometry)
     else:
         by_group = weight.reshape(groups, -1, *weight.shape[1:])
-        y = ops.group_convolution(x, _node(by_group), *geometry)
-    return ops.add(y, _node(bias.view(1, -1, 1, 1)))
+        node = ops.group_convolution(x.node, _node(by_group), *geometry)
+    return _Value(node) + bias.view(1, -1, 1, 1)
 
 
 def _max_pool2d(
-    x: Value,
+    x: _Value,
     kernel_size: int,
     stride: int,
     padding: int,
     dilation: int = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Value:
+) -> _Value:
     assert not return_indices
     sides = [[n, n] for n in (stride, dilation, padding, padding, kernel_size)]
-    return ops.max_pool(x, *sides, "ceil" if ceil_mode else "floor")
+    node = ops.max_pool(x.node, *sides, "ceil" if ceil_mode else "floor")
+    return _Value(node.output(0))  # The second says where the largest values were.
 
 
 _RESIZING = {
@@ -179,49 +189,37 @@ _RESIZING = {
 }
 
 
-def _interpolate(x: Value, scale_factor: float, mode: str, **_: Any) -> Value:
-    scales = np.full(2, scale_factor, np.float32)
+def _interpolate(x: _Value, scale_factor: float, mode: str, **_: Any) -> _Value:
     kind, places, rounding = _RESIZING[mode]
-    return ops.interpolate(
-        x,
-        scales,
+    node = ops.interpolate(
+        x.node,
+        np.full(2, scale_factor, np.float32),
         kind,
         "scales",
         axes=[2, 3],
         coordinate_transformation_mode=places,
         nearest_mode=rounding,
     )
+    return _Value(node)
 
 
-def _sliced(x: Value, index: tuple[slice, ...]) -> Value:
-    for axis, part in enumerate(index):
-        start, stop, step = part.indices(x.shape[axis])
-        x = ops.slice(x, [start], [stop], [step], [axis]).output(0)
-    return x
+def _cat(values: Sequence[_Value | Tensor], dim: int) -> _Value:
+    return _Value(ops.concat([_node(value) for value in values], dim))
 
 
-def _flipped(x: Value, axis: int) -> Value:
-    backwards = np.arange(x.shape[axis])[::-1].copy()
-    return ops.gather(x, ops.constant(backwards), ops.constant(axis))
+def _hardtanh(x: _Value, min_val: float, max_val: float, inplace: bool) -> _Value:
+    return _Value(ops.clamp(x.node, min_val, max_val))
 
 
-_OPERATIONS: dict[Any, Callable[..., Value]] = {
-    operator.add: _binary(ops.add),
-    operator.sub: _binary(ops.subtract),
-    operator.truediv: _binary(ops.divide),
-    operator.getitem: _sliced,
-    getattr: lambda x, name: None,
-    # OpenVINO decides on types by its precision hint.
-    Tensor.to: lambda x, *_: x,
-    Tensor.flip: _flipped,
-    Tensor.sigmoid: ops.sigmoid,
-    torch.cat: lambda values, dim: ops.concat([_node(value) for value in values], dim),
+_FUNCTIONS: dict[Any, Callable[..., _Value | Tensor]] = {
+    torch.cat: _cat,
     torch.conv2d: _conv2d,
-    F.relu: lambda x, inplace=False: ops.relu(x),
-    F.hardtanh: lambda x, min_val, max_val, inplace: ops.clamp(x, min_val, max_val),
-    F.silu: lambda x, inplace=False: ops.swish(x),
-    F.dropout: lambda x, **_: x,
-    F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
+    F.max_pool2d: _max_pool2d,
     F.interpolate: _interpolate,
+    F.hardtanh: _hardtanh,
+    F.relu: lambda x, inplace=False: _Value(ops.relu(x.node)),
+    F.silu: lambda x, inplace=False: _Value(ops.swish(x.node)),
+    F.dropout: lambda x, **_: x,
+    Tensor.to: lambda constant, _: constant,
 }

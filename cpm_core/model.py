@@ -58,12 +58,9 @@ class Cpm(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.normalise(images)
-        return self.maps(x, self.centre_for(x))
-
-    def maps(self, x: Tensor, centre: Tensor | None) -> list[Tensor]:
-        """As `forward`, of normalised images and the centre map for them."""
         shared = self.shared(x) if self.first is None or len(self.stages) > 1 else None
         maps = [self.stages[0](shared if self.first is None else self.first(x))]
+        centre = self.centre_for(x)
         for stage in self.stages[1:]:
             maps.append(stage(shared, maps[-1], centre))
         return maps

@@ -131,3 +131,13 @@ def test_without_openvino_answers_are_the_same(
     picture = np.repeat(np.repeat(picture[::32, ::32], 32, 0), 32, 1)
     found, plain = (each.estimate(picture, [[0, 0, size, size]]) for each in estimators)
     np.testing.assert_allclose(found, plain, atol=0.1)
+
+
+def test_threads_may_compile_side_by_side() -> None:
+    network = lively(NETWORKS["cpm-lite"]())
+    compile_it = partial(compiled.CompiledNetwork, network, SIZE, False, 1)
+    with ThreadPoolExecutor(3) as threads:
+        networks = [threads.submit(compile_it) for _ in range(6)]
+        found = [each.result()(crops(1))[-1] for each in networks]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
