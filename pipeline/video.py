@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, UsageError
@@ -183,10 +184,12 @@ def read_frames(
         else:
             chosen = _counted(frames, wanted, damage)
         given = 0
+        # One for all: its tables take longer to make than a frame takes.
+        converter = VideoReformatter()
         for frame, index in chosen:
             _check_size(frame, max_pixels)
             times = (frame.pts, frame.time) if timed else (None, None)
-            yield Frame(_upright(frame), index, *times)
+            yield Frame(_upright(frame, converter), index, *times)
             given += 1
     if damage:
         raise InputError("corrupt", f"{len(damage)} damaged packets, the first: {damage[0]}")
@@ -327,8 +330,9 @@ def _check_size(frame: av.VideoFrame, max_pixels: int) -> None:
         )
 
 
-def _upright(frame: av.VideoFrame) -> Picture:
+def _upright(frame: av.VideoFrame, converter: VideoReformatter) -> Picture:
     """RGB, turned as the display matrix says."""
-    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    rgb = converter.reformat(frame, format="rgb24")
+    picture = np.asarray(rgb.to_ndarray(), np.uint8)
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
