@@ -15,10 +15,10 @@ Network = Callable[[Tensor], list[Tensor]]
 """Images (N, 3, S, S) of uint8 -> the maps of every stage."""
 
 
-def compiled(
+def quickest(
     network: nn.Module, size: int, bf16: bool = False, streams: int = 1, batch: int = 1
 ) -> Network:
-    """A network in eval mode for images of one size, compiled if this machine has OpenVINO.
+    """A network in eval mode for images of one size, compiled where there is OpenVINO.
 
     It uses as many threads as torch has at this moment; the rest is that of `CompiledNetwork`.
     """
@@ -36,7 +36,7 @@ def has_bf16() -> bool:
 
 
 def _openvino() -> ModuleType | None:
-    # It has no build for some platforms.
+    # It is not built for all platforms.
     try:
         from cpm_core import compiled
     except ImportError:

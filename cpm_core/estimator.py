@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cpm_core.cpu import Network, compiled, has_bf16
+from cpm_core.cpu import Network, has_bf16, quickest
 from cpm_core.crops import Cropper
 from cpm_core.decode import Refinement, decode, flip_back, resample
 from cpm_core.errors import ConfigError
@@ -83,9 +83,7 @@ class Estimator:
         self.sha256 = weights.sha256
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"
-        self.bf16 = precision == "bf16"
-        if precision == "auto":
-            self.bf16 = has_bf16() if on_cpu else True
+        self.bf16 = precision == "bf16" or (precision == "auto" and _suits_bf16(self.device))
         self.flip = flip
         self.refinement = refinement
         factor = self.info.box_factor if box_factor is None else box_factor
@@ -98,13 +96,14 @@ class Estimator:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: Network = model
         if on_cpu and self.info.config.trunk == "original" and not self.bf16:
+            # Its kernels are so large that this is quicker than OpenVINO.
             self.model = quicken(model)
         elif on_cpu:
-            self.model = compiled(
+            self.model = quickest(
                 model, self.cropper.size, self.bf16, self._side_by_side, self.largest_batch
             )
         self._lock = threading.Lock()
-        self._threads = _threads(self._side_by_side) if self._side_by_side > 1 else None
+        self._threads = _threads(self._side_by_side) if on_cpu else None
 
     def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).
@@ -222,9 +221,18 @@ class Estimator:
         return [maps.float() for maps in (stages if every_stage else stages[-1:])]
 
 
+def _suits_bf16(device: torch.device) -> bool:
+    return device.type == "cuda" or (device.type == "cpu" and has_bf16())
+
+
 def _threads(count: int) -> ThreadPoolExecutor:
-    """Threads in which torch itself has one."""
-    return ThreadPoolExecutor(count, "estimate", torch.set_num_threads, (1,))
+    """Threads which share those of torch.
+
+    OpenVINO is called from them alone: called from threads that Python has not made (Daft's, Ray's)
+    it leaves Python with a wrong idea of those, and the process dies.
+    """
+    share = max(1, torch.get_num_threads() // count)
+    return ThreadPoolExecutor(count, "estimate", torch.set_num_threads, (share,))
 
 
 def _as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:

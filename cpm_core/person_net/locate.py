@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpm_core.cpu import Network, compiled
+from cpm_core.cpu import Network, quickest
 from cpm_core.errors import LocatorError
 from cpm_core.geometry import letterbox
 from cpm_core.lite import fold_batch_norm
@@ -53,7 +53,7 @@ class PersonNetLocator:
         model = fold_batch_norm(loaded.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         on_cpu = self.device.type == "cpu"
-        self.model: Network = compiled(model, self.size) if on_cpu else model
+        self.model: Network = quickest(model, self.size) if on_cpu else model
 
     def locate(self, picture: Picture) -> People:
         """People in an RGB picture (H, W, 3), overlaps suppressed, best first."""
