@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -141,3 +143,32 @@ def test_threads_may_compile_side_by_side() -> None:
         found = [each.result()(crops(1))[-1] for each in networks]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+NATIVE = """
+import ctypes
+import numpy as np
+import cpm_core
+
+estimator = cpm_core.load("cpm-lite", device="cpu")
+size = estimator.cropper.size
+found = []
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+def estimate(_):
+    found.append(estimator.estimate_crops(np.zeros((1, 1, size, size, 3), np.uint8)).shape)
+
+pthread = ctypes.CDLL(None)
+for _ in range(3):
+    thread = ctypes.c_ulong()
+    assert pthread.pthread_create(ctypes.byref(thread), None, estimate, None) == 0
+    pthread.pthread_join(thread, None)
+print(found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="starts threads of Linux")
+def test_threads_that_python_has_not_made() -> None:
+    """Daft's and Ray's are such."""
+    done = subprocess.run([sys.executable, "-c", NATIVE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, str([(1, 14, 3)] * 3)), done.stderr
