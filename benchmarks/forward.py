@@ -26,12 +26,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.peers.onnx_threads import LastStage, export
+from cpm_core import cpu
 from cpm_core.analysis import multiply_adds
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator
@@ -42,7 +44,15 @@ from cpm_core.weights import Weights, WeightsInfo, load_weights
 _MATRIX = 4096
 _SECONDS = 2.0
 _ENGINES = {
-    "cpu": ("ours fp32", "ours bf16", "onnxruntime fp32", "OpenVINO fp32", "OpenVINO bf16"),
+    "cpu": (
+        "ours fp32",
+        "ours bf16",
+        "PyTorch fp32",
+        "PyTorch bf16",
+        "onnxruntime fp32",
+        "OpenVINO fp32",
+        "OpenVINO bf16",
+    ),
     "cuda": ("ours bf16", "ours fp32"),
 }
 Maps = NDArray[np.float32]
@@ -147,6 +157,12 @@ def _ours(weights: Weights, precision: str, _: Path, options: argparse.Namespace
     return lambda crops: estimator.estimate_crops(crops[:, None]), maps
 
 
+def _pytorch(weights: Weights, precision: str, folder: Path, options: argparse.Namespace) -> Engine:
+    """As ours where there is no OpenVINO."""
+    with mock.patch.object(cpu, "_openvino", return_value=None):
+        return _ours(weights, precision, folder, options)
+
+
 def _exported(weights: Weights, folder: Path) -> Path:
     path = folder / f"{weights.info.name}.onnx"
     if not path.exists():
@@ -191,7 +207,7 @@ def _openvino(
     return maps, maps
 
 
-MAKERS = {"ours": _ours, "onnxruntime": _onnxruntime, "OpenVINO": _openvino}
+MAKERS = {"ours": _ours, "PyTorch": _pytorch, "onnxruntime": _onnxruntime, "OpenVINO": _openvino}
 
 
 def error_of(maps: Maps, weights: Weights, crops: NDArray[np.uint8]) -> float:

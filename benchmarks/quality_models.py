@@ -46,7 +46,12 @@ class Ours:
         self, weights: str, how: str = "", flip: bool = False, scales: tuple[float, ...] = (1.0,)
     ) -> None:
         self.estimators: dict[float, cpm_core.Estimator] = {}
-        self._options: dict[str, Any] = {"flip": flip, "scales": scales, "device": "cpu"}
+        self._options: dict[str, Any] = {
+            "flip": flip,
+            "scales": scales,
+            "device": "cpu",
+            "precision": "fp32",  # As the peers.
+        }
         self._weights = weights
         self.name = cpm_core.load(weights, device="cpu").info.name + how
 

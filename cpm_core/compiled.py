@@ -1,7 +1,7 @@
 """Networks compiled by OpenVINO, for inference on CPUs.
 
-OpenVINO fuses layers and makes kernels for the processor at hand; where that has bf16 instructions
-it is several times as fast as PyTorch (`benchmarks/forward.py`). To translate a network, its
+OpenVINO fuses layers and makes kernels for the processor at hand: it is quicker than PyTorch, and
+most so where that has bf16 instructions (`benchmarks/forward.py`). To translate a network, its
 `forward` is called with a node of OpenVINO's graph in the place of the images: what the layers do
 with it builds the graph. That takes a twentieth of a second; OpenVINO's own converter takes two
 seconds.
@@ -9,18 +9,24 @@ seconds.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
 from numpy.typing import NDArray
-from openvino import opset13 as ops
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# OpenVINO does without it, and would otherwise tell its maker of every import.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino as ov  # noqa: E402
+from openvino import opset13 as ops  # noqa: E402
 
 
 def bf16_is_native() -> bool:
@@ -32,8 +38,11 @@ class CompiledNetwork:
     """A network in eval mode, compiled for images of one size.
 
     Called with images (N, 3, S, S) of uint8 it returns what the network does, float32 maps of every
-    stage. Several threads may call it: up to `streams` are served side by side, with `threads` /
-    `streams` CPU threads each. At most `batch` images go through the network at a time.
+    stage. `batch` images, or one, go through the network at a time, `streams` such parts side by
+    side, with `threads` / `streams` CPU threads each. Several threads may call it.
+
+    OpenVINO itself is called from threads of its own: in those that Python has not made (Daft's,
+    Ray's) it leaves Python with a wrong idea of them, and the process dies.
     """
 
     def __init__(
@@ -57,21 +66,24 @@ class CompiledNetwork:
         self._compiled = {
             n: core.compile_model(translate(network, n, size), "CPU", hints) for n in {1, batch}
         }
+        self._threads = ThreadPoolExecutor(streams, "openvino")
         self._own = threading.local()
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         # OpenVINO's inputs are (N, S, S, 3), as crops are: mostly no copy.
         crops = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-        parts: list[list[NDArray[np.float32]]] = []
-        start = 0
-        while start < len(crops):
-            count = self._batch if len(crops) - start >= self._batch else 1
-            parts.append(self._infer(crops[start : start + count]))
-            start += count
+        whole = len(crops) - len(crops) % self._batch
+        parts = self._threads.map(
+            self._infer,
+            [
+                *(crops[n : n + self._batch] for n in range(0, whole, self._batch)),
+                *(crops[n : n + 1] for n in range(whole, len(crops))),
+            ],
+        )
         return [torch.from_numpy(np.concatenate(stage)) for stage in zip(*parts, strict=True)]
 
     def _infer(self, crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        # One request serves one call at a time, so every thread has its own.
+        # A request serves one call at a time: every thread has its own.
         if not hasattr(self._own, "requests"):
             self._own.requests = {
                 n: model.create_infer_request() for n, model in self._compiled.items()
@@ -153,7 +165,7 @@ def _node(value: _Value | Tensor) -> ov.Node | ov.Output:
 def _conv2d(
     x: _Value,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -165,7 +177,7 @@ def _conv2d(
     else:
         by_group = weight.reshape(groups, -1, *weight.shape[1:])
         node = ops.group_convolution(x.node, _node(by_group), *geometry)
-    return _Value(node) + bias.view(1, -1, 1, 1)
+    return _Value(node) if bias is None else _Value(node) + bias.view(1, -1, 1, 1)
 
 
 def _max_pool2d(
@@ -189,7 +201,11 @@ _RESIZING = {
 }
 
 
-def _interpolate(x: _Value, scale_factor: float, mode: str, **_: Any) -> _Value:
+def _interpolate(
+    x: _Value, scale_factor: float, mode: str, align_corners: bool | None = None, **others: Any
+) -> _Value:
+    if mode not in _RESIZING or align_corners or any(others.values()):
+        raise TypeError(f"interpolation {mode} with {others} has no translation to OpenVINO")
     kind, places, rounding = _RESIZING[mode]
     node = ops.interpolate(
         x.node,
@@ -201,6 +217,12 @@ def _interpolate(x: _Value, scale_factor: float, mode: str, **_: Any) -> _Value:
         nearest_mode=rounding,
     )
     return _Value(node)
+
+
+def _dropout(x: _Value, p: float, training: bool, inplace: bool) -> _Value:
+    if training:
+        raise TypeError("a network that is training has no translation to OpenVINO")
+    return x
 
 
 def _cat(values: Sequence[_Value | Tensor], dim: int) -> _Value:
@@ -220,6 +242,6 @@ _FUNCTIONS: dict[Any, Callable[..., _Value | Tensor]] = {
     F.hardtanh: _hardtanh,
     F.relu: lambda x, inplace=False: _Value(ops.relu(x.node)),
     F.silu: lambda x, inplace=False: _Value(ops.swish(x.node)),
-    F.dropout: lambda x, **_: x,
+    F.dropout: _dropout,
     Tensor.to: lambda constant, _: constant,
 }

@@ -54,7 +54,7 @@ class LargeConv(nn.Module):
 
     Both ways are timed when a shape is first seen by any layer of its geometry. The transformed
     kernels, F (F / 2 + 1) complex matrices (C, D), are kept: 1.7 GiB for the whole of `cpm` at 368
-    px, 1.5 GiB for `cpm-vgg`.
+    px.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

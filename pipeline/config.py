@@ -39,7 +39,7 @@ class AnnotateSettings(Settings):
 
     weights: str = setting("result", "cpm-lite", "shipped weights or a .safetensors file")
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "result", "auto", "arithmetic of the network; auto is bf16 on a GPU, fp32 on a CPU"
+        "result", "auto", "arithmetic of the network; auto is bf16 where that is quick, else fp32"
     )
     flip: bool = setting("result", False, "average over mirrored crops: slower, more accurate")
     scales: tuple[float, ...] = setting(

@@ -38,8 +38,9 @@ class ShardRule:
     """How units are grouped: at most `largest` frames, and about 64 MiB of crops.
 
     Shards start small and double every four, so that a small input is spread out and the first part
-    of a large one is there early. They end small, a quarter each of what is left, so that
-    estimators end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    of a large one is there early. They end small, a quarter each of what is left, so that a few
+    estimators end together (guided self-scheduling, Polychronopoulos and Kuck 1987); a range of a
+    video may still be as large as a shard.
     """
 
     largest: int

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.peers.task import in_threads, load_estimator, options, read_list
+from cpm_core.crops import Cropper
+from cpm_core.weights import load_weights
 
 
 def main() -> None:
@@ -27,7 +29,8 @@ def main() -> None:
         points: NDArray[np.float32] = own.estimator.estimate_crops(crops)
         return points
 
-    cropper = load_estimator().cropper
+    info = load_weights("cpm-lite").info
+    cropper = Cropper(info.config.input_size, info.box_factor)
     in_threads(read_list(args.list), args.workers, cropper, estimate).save(args.result)
 
 

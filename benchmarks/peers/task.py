@@ -60,7 +60,7 @@ def options() -> argparse.Namespace:
 
 def load_estimator() -> Estimator:
     """The weights that all share, with the precision that PoseMill is told, too."""
-    return load("cpm-lite", precision=os.environ[PRECISION])  # type: ignore[arg-type]
+    return load("cpm-lite", precision=os.environ.get(PRECISION, "auto"))  # type: ignore[arg-type]
 
 
 def read_list(path: Path) -> list[Item]:

@@ -17,6 +17,7 @@ from torch import nn
 from cpm_core import cpu
 from cpm_core.config import preset
 from cpm_core.estimator import load
+from cpm_core.frequency import LargeConv
 from cpm_core.lite import fold_batch_norm
 from cpm_core.model import Cpm
 from cpm_core.person_net.config import PersonNetConfig
@@ -111,9 +112,28 @@ class Twisted(nn.Module):
         return [torch.tan(images)]
 
 
-def test_an_unknown_operation_is_named() -> None:
-    with pytest.raises(TypeError, match="tan"):
-        compiled.translate(Twisted(), 1, SIZE)
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        (Twisted(), "tan"),
+        (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "bilinear"),
+        (nn.Upsample(size=3, mode="nearest"), "nearest"),
+        (nn.Dropout().train(), "training"),
+    ],
+    ids=["function", "align_corners", "size", "training"],
+)
+def test_what_has_no_translation_is_named(network: nn.Module, name: str) -> None:
+    with pytest.raises(TypeError, match=name):
+        compiled.translate(network, 1, SIZE)
+
+
+def test_without_openvino_large_kernels_are_still_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_openvino", lambda: None)
+    vgg = NETWORKS["cpm-vgg"]()
+    plain = cpu.quickest(vgg, SIZE, bf16=True)
+    assert not any(isinstance(part, LargeConv) for part in plain.modules())  # type: ignore[attr-defined]
+    quick = cpu.quickest(vgg, SIZE)
+    assert any(isinstance(part, LargeConv) for part in quick.modules())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (0.8, 1.0)}], ids=str)
@@ -147,28 +167,36 @@ def test_threads_may_compile_side_by_side() -> None:
 
 NATIVE = """
 import ctypes
+import sys
 import numpy as np
 import cpm_core
+from cpm_core.person_net.locate import PersonNetLocator
 
-estimator = cpm_core.load("cpm-lite", device="cpu")
-size = estimator.cropper.size
+estimator, locator = cpm_core.load("cpm-lite", device="cpu"), PersonNetLocator()
+picture = np.zeros((64, 64, 3), np.uint8)
+calls = {
+    "estimate": lambda: estimator.estimate(picture, [[0, 0, 64, 64]]),
+    "belief": lambda: estimator.belief(picture, [0, 0, 64, 64]),
+    "locate": lambda: locator.locate(picture),
+}
 found = []
 
 @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-def estimate(_):
-    found.append(estimator.estimate_crops(np.zeros((1, 1, size, size, 3), np.uint8)).shape)
+def call(_):
+    found.append(calls[sys.argv[1]]())
 
 pthread = ctypes.CDLL(None)
 for _ in range(3):
     thread = ctypes.c_ulong()
-    assert pthread.pthread_create(ctypes.byref(thread), None, estimate, None) == 0
+    assert pthread.pthread_create(ctypes.byref(thread), None, call, None) == 0
     pthread.pthread_join(thread, None)
-print(found)
+print(len(found))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="starts threads of Linux")
-def test_threads_that_python_has_not_made() -> None:
+@pytest.mark.parametrize("call", ["estimate", "belief", "locate"])
+def test_threads_that_python_has_not_made(call: str) -> None:
     """Daft's and Ray's are such."""
-    done = subprocess.run([sys.executable, "-c", NATIVE], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, str([(1, 14, 3)] * 3)), done.stderr
+    done = subprocess.run([sys.executable, "-c", NATIVE, call], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr

@@ -238,7 +238,6 @@ def test_a_cpu_takes_bf16_where_it_has_it(native, finder, monkeypatch):
 
 def test_out_of_memory_halves_the_batch_and_goes_on(finder, dots_picture, monkeypatch, caplog):
     estimator = finder()
-    estimator._threads = None  # As on a GPU.
     estimator.largest_batch = 8
     crops = np.stack([dots_picture((22 + i, 20), (40, 50))[None] for i in range(20)])
     expected = estimator.estimate_crops(crops)

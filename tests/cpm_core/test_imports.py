@@ -1,4 +1,5 @@
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,25 @@ def test_cutting_crops_needs_neither_torch_nor_ray():
     command = [sys.executable, "-c", CUT_ONLY]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=FOLDER.parent)
     assert done.stdout.strip() == "[]"
+
+
+LOADED = """
+import sys
+import cpm_core
+from cpm_core.person_net.locate import PersonNetLocator
+cpm_core.load("cpm-lite", device="cpu")
+PersonNetLocator()
+print(sorted({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)))
+print(sorted(name for name in sys.modules if name.startswith("openvino_telemetry.")))
+"""
+
+
+def test_networks_load_without_torchs_compiler_and_tell_nobody(tmp_path):
+    command = [sys.executable, "-c", LOADED]
+    settings = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(FOLDER.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+    assert not (tmp_path / "intel").exists()
 
 
 def test_the_core_uses_few_packages():
