@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -12,7 +12,6 @@ from cpm_core.crops import Cropper
 from cpm_core.geometry import crop_matrix
 from cpm_core.people import People, clip_boxes
 from cpm_core.whole_image import WIDE, whole_box, wide_view
-from pipeline.errors import InputError
 from pipeline.fetch import fetch
 from pipeline.messages import DecoderConfig, FrameResult, Probe
 from pipeline.pictures import Scaled, Still
@@ -28,13 +27,6 @@ _FINER = 2
 """A locator gets pictures that are this much finer than what it looks at: those are good for the
 crops of most people, too, and are shrunk with care."""
 
-_TOGETHER = 4
-"""So many frames of a video a person-net sees in one go: it is quicker by a tenth, and with more it
-is not. The other locators look at one after the other."""
-
-_PIXELS_TOGETHER = 1 << 24
-"""Or as many as have so many pixels (48 MiB); one at least."""
-
 
 class UnitWorker:
     """Holds the locator between units. Calls `alive` while it works on a video."""
@@ -45,13 +37,11 @@ class UnitWorker:
         self.alive = alive
         self.cropper = Cropper(config.crop_size, config.box_factor, config.scales)
         self.locator = config.people.build()
-        self.together = 1
         if config.people.kind == "person-net":
             assert self.locator is not None
-            self.together = _TOGETHER
-            # What torch takes at its first run is not any picture's fault: the limit on memory is
-            # set after it.
-            self.locator.locate_batch([np.zeros((64, 64, 3), np.uint8)] * _TOGETHER)
+            # What it takes at its first run is not any picture's fault: the limit on memory is set
+            # after it.
+            self.locator.locate(np.zeros((64, 64, 3), np.uint8))
 
     def probe(self, request: Probe) -> list[Range]:
         """How to cut a video."""
@@ -69,22 +59,21 @@ class UnitWorker:
     def frames(self, unit: Unit, data: bytes | None) -> Iterator[tuple[FrameResult, Crops]]:
         """The unit's frames with what is cut for their people (N, *view_shape); `data` is a picture
         fetched before."""
-        for frames in self._seen(unit, data):
-            looks = [frame.at(self._shrink(unit, frame)) for frame in frames]
-            people_of = self._people(unit, frames, looks)
-            for frame, look, (people, problem) in zip(frames, looks, people_of, strict=True):
-                result = FrameResult(
-                    frame.index,
-                    frame.pts,
-                    frame.timestamp_s,
-                    look.width,
-                    look.height,
-                    people.boxes,
-                    people.scores,
-                    people.source,
-                    problem,
-                )
-                yield result, self._cut(frame, look, people)
+        for frame in self._seen(unit, data):
+            look = frame.at(self._shrink(unit, frame))
+            people, problem = self._people(unit, frame, look)
+            result = FrameResult(
+                frame.index,
+                frame.pts,
+                frame.timestamp_s,
+                look.width,
+                look.height,
+                people.boxes,
+                people.scores,
+                people.source,
+                problem,
+            )
+            yield result, self._cut(frame, look, people)
 
     def _shrink(self, unit: Unit, frame: Seen) -> float:
         """How coarse the first look at a frame may be."""
@@ -102,40 +91,33 @@ class UnitWorker:
         fine = frame.at(self.cropper.shrink(people.boxes))
         return self.cropper.cut(fine.pixels, people.boxes / fine.reduction)
 
-    def _seen(self, unit: Unit, data: bytes | None) -> Iterator[Sequence[Seen]]:
-        """What there is to be seen, as much at a time as is worked on together."""
+    def _seen(self, unit: Unit, data: bytes | None) -> Iterator[Seen]:
+        """What there is to be seen."""
         config = self.config
         if unit.kind == "video":
             wanted = Range(unit.start_pts, unit.end_pts, unit.start_frame, unit.frames)
-            frames = read_frames(
+            yield from read_frames(
                 unit.uri, config.storage, wanted, config.fps, config.max_pixels, self.alive
             )
-            yield from _batches(frames, self.together)
             return
         if data is None:
             assert protocol_of(unit.uri) == "file", unit.uri
             data = fetch(unit.uri, config.storage, config.max_bytes)
-        yield [Still(data, config.max_pixels)]
+        yield Still(data, config.max_pixels)
 
-    def _people(
-        self, unit: Unit, frames: Sequence[Seen], looks: list[Scaled]
-    ) -> list[tuple[People, str | None]]:
-        """The people of each frame, and what is wrong with boxes that were given."""
+    def _people(self, unit: Unit, frame: Seen, look: Scaled) -> tuple[People, str | None]:
+        """The people of a frame, and what is wrong with boxes that were given."""
         if self.locator is None:
-            return [self._given(unit, *pair) for pair in zip(frames, looks, strict=True)]
+            return self._given(unit, frame, look)
         try:
-            found = self.locator.locate_batch([look.pixels for look in looks])
+            found = self.locator.locate(look.pixels)
         except RuntimeError as error:
             # torch has no exception of its own for a CPU that is out of memory.
             if "not enough memory" in str(error):
                 raise MemoryError from error
             raise
         self.alive()
-        most = self.config.max_people
-        return [
-            (_in_picture(people, look).best(most), None)
-            for people, look in zip(found, looks, strict=True)
-        ]
+        return _in_picture(found, look).best(self.config.max_people), None
 
     def _given(self, unit: Unit, frame: Seen, look: Scaled) -> tuple[People, str | None]:
         if unit.boxes is None:
@@ -176,22 +158,3 @@ def _in_picture(people: People, look: Scaled) -> People:
     # The last pixel of a smaller picture may stand for some that are not there.
     boxes = people.boxes * look.reduction
     return People(*clip_boxes(boxes, people.scores, look.width, look.height), people.source)
-
-
-def _batches(frames: Iterator[Frame], most: int) -> Iterator[list[Frame]]:
-    """Frames that are worked on together. Those before an error come before it."""
-    waiting: list[Frame] = []
-    pixels = 0
-    try:
-        for frame in frames:
-            waiting.append(frame)
-            pixels += frame.picture.size // 3
-            if len(waiting) == most or pixels >= _PIXELS_TOGETHER:
-                yield waiting
-                waiting, pixels = [], 0
-    except (InputError, MemoryError):
-        if waiting:
-            yield waiting
-        raise
-    if waiting:
-        yield waiting

@@ -161,7 +161,7 @@ class Bright:
         return People(np.array([box], float), np.ones(1), "person-net")
 
     def locate_batch(self, pictures: Sequence[Any]) -> list[People]:
-        return [self.locate(picture) for picture in pictures]
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -205,63 +205,20 @@ def test_a_box_at_the_end_of_a_small_picture_ends_where_the_picture_does(tmp_pat
     assert found.boxes.tolist() == [[0, 0, 1201, 883]]
 
 
-class Watched:
-    """A locator that notes how many pictures it sees at once, and finds frame n at x = n."""
-
-    size = 64
-
-    def __init__(self, fails_at: int | None = None) -> None:
-        self.sizes: list[int] = []
-        self.fails_at = fails_at
+class Failing(Bright):
+    """A locator that is out of memory."""
 
     def locate(self, picture: Any) -> People:
-        return self.locate_batch([picture])[0]
-
-    def locate_batch(self, pictures: Sequence[Any]) -> list[People]:
-        before = sum(self.sizes)
-        self.sizes.append(len(pictures))
-        if self.fails_at is not None and sum(self.sizes) > self.fails_at:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried")
-        boxes = [[before + i + 1, 1, 9, 9] for i in range(len(pictures))]
-        return [People(np.array([box], float), np.ones(1), "person-net") for box in boxes]
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried")
 
 
-def watched_worker(locator: Watched, together: int) -> UnitWorker:
-    worker = UnitWorker(decoder_config())
-    worker.locator, worker.together = locator, together
-    return worker
-
-
-@pytest.mark.parametrize(("together", "sizes"), [(1, [1] * 7), (4, [4, 3]), (9, [7])])
-def test_frames_are_located_together(tmp_path: Path, together: int, sizes: list[int]) -> None:
-    path = write_video(tmp_path / "v.mp4", frames=7)
-    unit = Unit(0, 0, str(path), "video", start_pts=0, start_frame=0, frames=7)
-    locator = Watched()
-    found = [result for result, _ in watched_worker(locator, together).frames(unit, None)]
-    assert locator.sizes == sizes
-    assert [r.frame_index for r in found] == list(range(7))
-    assert [r.boxes[0, 0] for r in found] == list(range(1, 8))
-
-
-def test_large_frames_are_not_held_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_video(tmp_path / "v.mp4", frames=5)
-    unit = Unit(0, 0, str(path), "video", start_pts=0, start_frame=0, frames=5)
-    locator = Watched()
-    worker = watched_worker(locator, 4)
-    [first, *_] = [result for result, _ in worker.frames(unit, None)]
-    monkeypatch.setattr(pipeline.worker, "_PIXELS_TOGETHER", 2 * first.width * first.height)
-    locator.sizes.clear()
-    assert len(list(worker.frames(unit, None))) == 5
-    assert locator.sizes == [2, 2, 1]
-
-
-def test_frames_before_a_damaged_one_are_located_before_the_error(tmp_path: Path) -> None:
+def test_frames_before_a_damaged_one_come_before_the_error(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", frames=6)
     # Two more are promised than there are.
     unit = Unit(0, 0, str(path), "video", start_pts=0, start_frame=0, frames=8)
-    frames = watched_worker(Watched(), 4).frames(unit, None)
+    worker = UnitWorker(decoder_config())
+    worker.locator = Bright()
+    frames = worker.frames(unit, None)
     found = [next(frames)[0].frame_index for _ in range(6)]
     assert found == list(range(6))
     with pytest.raises(InputError, match="only 6 of 8 frames"):
@@ -270,8 +227,10 @@ def test_frames_before_a_damaged_one_are_located_before_the_error(tmp_path: Path
 
 def test_a_locator_that_is_out_of_memory_says_so_as_others_do(picture: str) -> None:
     """torch raises a RuntimeError; its unit would be `internal`."""
+    worker = UnitWorker(decoder_config())
+    worker.locator = Failing()
     with pytest.raises(MemoryError):
-        list(watched_worker(Watched(fails_at=0), 4).frames(Unit(0, 0, picture, "image"), None))
+        list(worker.frames(Unit(0, 0, picture, "image"), None))
 
 
 def test_a_video_frame_carries_its_times(tmp_path: Path) -> None:
