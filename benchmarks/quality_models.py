@@ -15,6 +15,7 @@ import cpm_core
 from cpm_core.geometry import crop_matrix, invert, transform, warp
 from cpm_core.people import Picture
 from cpm_core.skeleton import load_skeleton
+from cpm_core.weights import load_weights
 
 SCALES = (0.85, 1.0, 1.15)
 
@@ -53,7 +54,7 @@ class Ours:
             "precision": "fp32",  # As the peers.
         }
         self._weights = weights
-        self.name = cpm_core.load(weights, device="cpu").info.name + how
+        self.name = load_weights(weights).info.name + how
 
     def estimator(self, factor: float) -> cpm_core.Estimator:
         """The estimator for a box factor."""

@@ -112,7 +112,7 @@ class UnitWorker:
         try:
             found = self.locator.locate(look.pixels)
         except RuntimeError as error:
-            # torch has no exception of its own for a CPU that is out of memory.
+            # PyTorch, where there is no OpenVINO, has no exception of its own for this.
             if "not enough memory" in str(error):
                 raise MemoryError from error
             raise

@@ -39,9 +39,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(args.threads)
     estimator = load_estimator()
-    batches = Batches(read_list(args.list), estimator.cropper)
+    dataset = Batches(read_list(args.list), estimator.cropper)
     recorder = Recorder()
-    for tensors in DataLoader(batches, batch_size=None, num_workers=args.workers):
+    for tensors in DataLoader(dataset, batch_size=None, num_workers=args.workers):
         found = Crops(*(tensor.numpy() for tensor in tensors))
         points = estimator.estimate_crops(found.crops)
         recorder.add(found.indices, to_picture(points, found.boxes, found.sizes, estimator.cropper))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cpm_core import frequency
+from cpm_core import cpu, frequency
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator
 from cpm_core.frequency import LargeConv, quicken, tile_side
@@ -94,6 +94,22 @@ def test_only_large_plain_convolutions_are_replaced() -> None:
     assert isinstance(model[1][0], LargeConv)
 
 
+class Doubled(nn.Conv2d):
+    """A convolution with something else in it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Twice that of its base."""
+        return 2 * super().forward(x)
+
+
+def test_a_kind_of_convolution_with_its_own_forward_stays() -> None:
+    model = nn.Sequential(Doubled(3, 4, 9, padding=4), nn.ReLU())
+    x = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        expected = model(x)
+        torch.testing.assert_close(quicken(model)(x), expected)
+
+
 @pytest.mark.parametrize(
     ("batch", "size", "kernel", "side"), [(1, 46, 11, 36), (4, 46, 11, 56), (4, 92, 9, 54)]
 )
@@ -112,11 +128,14 @@ def test_keypoints_do_not_depend_on_the_way(name: str, monkeypatch: pytest.Monke
     weights = Weights(info, dict(model.state_dict()), "")
     crops = np.random.default_rng(0).integers(0, 256, (2, 1, 96, 96, 3), np.uint8)
     found = []
+    # Which would compute `cpm-vgg`.
+    monkeypatch.setattr(cpu, "_openvino", lambda: None)
     for first in (1.0, 3.0):
         monkeypatch.setattr(frequency, "_quicker", {})
         monkeypatch.setattr(
             frequency, "_seconds", lambda way, x, t=first: t if isinstance(way, nn.Conv2d) else 2.0
         )
         found.append(Estimator(weights, "cpu", "fp32").estimate_crops(crops))
+        assert set(frequency._quicker.values()) == {first > 2}
     assert np.abs(found[0][..., :2] - found[1][..., :2]).max() < 0.1
     assert np.abs(found[0][..., 2] - found[1][..., 2]).max() < 1e-4
