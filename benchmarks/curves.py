@@ -52,14 +52,8 @@ def main() -> None:
 def measure(count: int, folder: Path) -> str:
     """A row of the table."""
     pictures = write_pictures(folder, count)
-    command = [sys.executable, "-m", "benchmarks.curves", "--one", str(pictures), f"{folder}/out"]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE)
-    with Watch(driver) as watch:
-        assert driver.stdout is not None
-        lines = driver.stdout.read().splitlines()
-    if driver.returncode:
-        sys.exit(f"the run of {count} failed")
-    found = json.loads(lines[-1])
+    _, watch = drive_apart(pictures, folder / "watched", memory=True)
+    found, _ = drive_apart(pictures, folder / "out")
     parts = list((folder / "out/annotations").rglob("*.parquet"))
     size = sum(part.stat().st_size for part in parts) / 1e6
     roles = ", ".join(f"{role} {watch.peaks.get(role, 0):.0f}" for role in _ROLES)
@@ -69,6 +63,20 @@ def measure(count: int, folder: Path) -> str:
         f"| {len(parts)} | {size:.1f} "
         f"| {watch.peak_mib:.0f}: {roles} |"
     )
+
+
+def drive_apart(
+    pictures: Path, output: Path, memory: bool = False
+) -> tuple[dict[str, float], Watch]:
+    """A run in a process of its own: what its driver measured, and the watch of its processes."""
+    command = [sys.executable, "-m", "benchmarks.curves", "--one", str(pictures), str(output)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE)
+    with Watch(driver, memory) as watch:
+        assert driver.stdout is not None
+        lines = driver.stdout.read().splitlines()
+    if driver.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    return json.loads(lines[-1]), watch
 
 
 def drive(pictures: str, output: str) -> dict[str, float]:

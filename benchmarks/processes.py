@@ -43,12 +43,15 @@ def anonymous_mb(pid: int) -> float:
 class Watch:
     """Looks at a process and all below it until it ends. A context: leaving it waits for the end.
 
-    `peak_mib` is the largest sum of proportional set sizes: what is shared counts once. `peaks` has
-    the largest of each role.
+    With `memory`, `peak_mib` is the largest sum of proportional set sizes: what is shared counts
+    once. `peaks` has the largest of each role. To ask for them takes milliseconds per process, of a
+    CPU that the run may want: a run that is timed is not one of which memory is measured.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], every_s: float = 0.5) -> None:
-        self.process, self.every_s = process, every_s
+    def __init__(
+        self, process: subprocess.Popen[bytes], memory: bool = False, every_s: float = 0.5
+    ) -> None:
+        self.process, self.memory, self.every_s = process, memory, every_s
         self.peak_mib = 0.0
         self.peaks: dict[str, float] = {}
         self._cpu: list[tuple[float, dict[psutil.Process, float]]] = []
@@ -87,7 +90,7 @@ class Watch:
                 break
             for member in members:
                 try:
-                    held = member.memory_full_info().pss / 2**20
+                    held = member.memory_full_info().pss / 2**20 if self.memory else 0.0
                     times = member.cpu_times()
                     if member not in roles or roles[member] == "other":
                         roles[member] = role_of(member, root) or "other"

@@ -9,7 +9,8 @@ computes in fp32, use our estimator with the same precision. Every one runs in t
 LAYOUTS. Rounds alternate, so that a slow spell of the machine hits all. The rate is
 taken between the first fifth of the pictures and the last, once everybody runs; start-up and the
 whole time are reported apart. Memory is the largest sum of the proportional set sizes of all
-processes. Needs `pip install -e '.[bench]'`. Linux only.
+processes, in a round of its own, since to look at it costs time. Needs `pip install -e '.[bench]'`.
+Linux only.
 """
 
 from __future__ import annotations
@@ -50,12 +51,11 @@ left out. PoseMill chooses for itself."""
 
 @dataclass(frozen=True)
 class Figures:
-    """One run. Seconds and MiB; `rate` is pictures per second once running."""
+    """One run, in seconds; `rate` is pictures per second once running."""
 
     rate: float
     start_up: float
     total: float
-    memory: float
     equal: float
     """Share of pictures with the plain loop's keypoints, of those that score 0.1, to a pixel of the
     picture or of the crop, whichever is larger: JPEGs may be decoded as finely as crops need."""
@@ -92,19 +92,26 @@ def main() -> None:
             export(load_weights("cpm-lite"), folder / "cpm-lite.onnx")
         tolerance = pixels_of_crops(pictures)
         run("loop", 2, 1, pictures, reference, environment)
-        for number in range(options.rounds):
-            for peer in options.only:
-                for threads, workers in LAYOUTS[peer]:
-                    result = folder / "result.npz"
-                    began = time.time()
-                    watch = run(peer, threads, workers, pictures, result, environment)
-                    figures = measured(result, reference, tolerance, began, watch)
-                    key = f"{peer} {threads}x{workers}"
-                    runs.setdefault(key, []).append(figures)
-                    print(number, key, figures, flush=True)
-    print(table(runs))
+        layouts = [(peer, *layout) for peer in options.only for layout in LAYOUTS[peer]]
+        memory: dict[str, float] = {}
+        for number in range(options.rounds + 1):
+            for peer, threads, workers in layouts:
+                result = folder / "result.npz"
+                began = time.time()
+                first = number == 0
+                watch = run(peer, threads, workers, pictures, result, environment, memory=first)
+                key = f"{peer} {threads}x{workers}"
+                if first:
+                    memory[key] = watch.peak_mib
+                    print(key, f"{memory[key]:.0f} MiB", flush=True)
+                    continue
+                figures = measured(result, reference, tolerance, began, watch)
+                runs.setdefault(key, []).append(figures)
+                print(number, key, figures, flush=True)
+    print(table(runs, memory))
     if options.json:
-        options.json.write_text(json.dumps({k: [asdict(f) for f in v] for k, v in runs.items()}))
+        figures_of = {k: [asdict(f) for f in v] for k, v in runs.items()}
+        options.json.write_text(json.dumps({"runs": figures_of, "memory": memory}))
 
 
 def write_list(shared: Path, count: int, target: Path) -> Path:
@@ -151,7 +158,13 @@ def _frames(path: Path) -> list[NDArray[np.uint8]]:
 
 
 def run(
-    peer: str, threads: int, workers: int, pictures: Path, result: Path, environment: dict[str, str]
+    peer: str,
+    threads: int,
+    workers: int,
+    pictures: Path,
+    result: Path,
+    environment: dict[str, str],
+    memory: bool = False,
 ) -> Watch:
     """Run one of them."""
     result.unlink(missing_ok=True)
@@ -161,7 +174,7 @@ def run(
     settings = {"OMP_WAIT_POLICY": "passive", "DAFT_PROGRESS_BAR": "0"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment | settings, stdout=log, stderr=log)
-        with Watch(process) as watch:
+        with Watch(process, memory) as watch:
             pass
         if process.returncode:
             log.seek(0)
@@ -192,13 +205,11 @@ def measured(
         distance = np.linalg.norm(points[..., :2] - others[..., :2], axis=-1)
         equal = float(np.mean(np.all((distance < tolerance) | ~seen, axis=1)))
         cpus = watch.cpus(times[first], times[-1])
-        return Figures(
-            float(rate), times[0] - began, times[-1] - began, watch.peak_mib, equal, cpus
-        )
+        return Figures(float(rate), times[0] - began, times[-1] - began, equal, cpus)
 
 
-def table(runs: dict[str, list[Figures]]) -> str:
-    """Medians and spread, and each one's rate beside PoseMill's."""
+def table(runs: dict[str, list[Figures]], memory: dict[str, float]) -> str:
+    """Medians and spread, each one's rate beside PoseMill's, and the memory (MiB)."""
     lines = [
         "| | pictures/s | spread | PoseMill is | first, s | all, s | peak MiB | equal |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -208,12 +219,20 @@ def table(runs: dict[str, list[Figures]]) -> str:
         rates = [f.rate for f in figures]
         pairs = [a / b for a, b in zip(ours, rates, strict=True)] if ours else []
         ratio = f"{statistics.median(pairs):.2f}" if pairs else ""
-        middle = [
-            f"{statistics.median(getattr(f, n) for f in figures):.{d}f}"
-            for n, d in (("start_up", 1), ("total", 1), ("memory", 0), ("equal", 3))
+        start_up, total, equal = (
+            statistics.median(getattr(f, n) for f in figures)
+            for n in ("start_up", "total", "equal")
+        )
+        cells = [
+            name,
+            f"{statistics.median(rates):.0f}",
+            f"{min(rates):.0f} to {max(rates):.0f}",
+            ratio,
+            f"{start_up:.1f}",
+            f"{total:.1f}",
+            f"{memory[name]:.0f}",
+            f"{equal:.3f}",
         ]
-        spread = f"{min(rates):.0f} to {max(rates):.0f}"
-        cells = [name, f"{statistics.median(rates):.0f}", spread, ratio, *middle]
         lines.append(f"| {' | '.join(cells)} |")
     for name in (name for name in runs if name.startswith("posemill")):
         for role in sorted({role for f in runs.get(name, []) for role in f.cpus}):

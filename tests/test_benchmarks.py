@@ -86,7 +86,8 @@ def test_a_watch_sees_memory_and_cpu_of_a_process() -> None:
     code = (
         "import time; x = bytearray(60 << 20); t = time.time()\nwhile time.time() < t + 1.5: pass"
     )
-    with Watch(subprocess.Popen([sys.executable, "-c", code]), every_s=0.1) as watch:
+    process = subprocess.Popen([sys.executable, "-c", code])
+    with Watch(process, memory=True, every_s=0.1) as watch:
         pass
     assert watch.peak_mib > 60
     assert watch.peaks["driver"] == watch.peak_mib
