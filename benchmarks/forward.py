@@ -159,7 +159,7 @@ def _ours(weights: Weights, precision: str, _: Path, options: argparse.Namespace
 
 def _pytorch(weights: Weights, precision: str, folder: Path, options: argparse.Namespace) -> Engine:
     """As ours where there is no OpenVINO."""
-    with mock.patch.object(cpu, "_openvino", return_value=None):
+    with mock.patch.object(cpu, "_has_openvino", return_value=False):
         return _ours(weights, precision, folder, options)
 
 

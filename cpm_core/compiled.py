@@ -9,7 +9,6 @@ seconds.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# OpenVINO does without it, and would otherwise tell its maker of every import.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-import openvino as ov  # noqa: E402
-from openvino import opset13 as ops  # noqa: E402
-
-
-def bf16_is_native() -> bool:
-    """Whether this CPU has instructions for bf16."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+from cpm_core.vino import ops, ov
 
 
 class CompiledNetwork:

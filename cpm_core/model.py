@@ -25,11 +25,15 @@ _VGG_BLOCKS = (
 
 
 class _Parts(NamedTuple):
-    """What a trunk contributes; `first` is stage 1's own trunk where it has one, else None."""
+    """What a trunk contributes; `first` is stage 1's own trunk where it has one, else None.
+
+    `width` is the number of channels of the features that the last stage sees.
+    """
 
     first: nn.Module | None
     shared: nn.Module
     stages: list[nn.Module]
+    width: int = 128
 
 
 class Cpm(nn.Module):
@@ -51,19 +55,26 @@ class Cpm(nn.Module):
         self.first = parts.first
         self.shared = parts.shared
         self.stages = nn.ModuleList(parts.stages)
+        self.width = parts.width
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         if config.centre_sigma:
             self.register_buffer("centre", centre_map(config, config.input_size), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        return self.look(images)[1]
+
+    def look(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The features (B, `width`, S / 8, S / 8) that the last stage sees, and the maps."""
         x = self.normalise(images)
-        shared = self.shared(x) if self.first is None or len(self.stages) > 1 else None
-        maps = [self.stages[0](shared if self.first is None else self.first(x))]
+        features = self.shared(x) if self.first is None else self.first(x)
+        maps = [self.stages[0](features)]
+        if self.first is not None and len(self.stages) > 1:
+            features = self.shared(x)
         centre = self.centre_for(x)
         for stage in self.stages[1:]:
-            maps.append(stage(shared, maps[-1], centre))
-        return maps
+            maps.append(stage(features, maps[-1], centre))
+        return features, maps
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB 0..255 -> the colour order, mean and scale that the trunk was made for."""
@@ -169,7 +180,8 @@ def _original(config: CpmConfig) -> _Parts:
         for _ in range(config.stages - 1)
     ]
     shared = nn.Sequential(*trunk()) if refine else nn.Identity()
-    return _Parts(nn.Sequential(*trunk(), *_conv(128, 32, 5)), shared, [head, *refine])
+    first = nn.Sequential(*trunk(), *_conv(128, 32, 5))
+    return _Parts(first, shared, [head, *refine], width=128 if refine else 32)
 
 
 def _vgg(config: CpmConfig) -> _Parts:

@@ -41,8 +41,8 @@ class Recipe:
     goes from `first_sigma` to `last_sigma` times the network's own. `step_every` is the share of
     the run after which the schedule `step` multiplies the rates by `step_gamma`. `box_factor` is
     the side of the plain crop in units of the box's longer side. `clip_norm` and `ema_decay` 0 mean
-    none. Without `intermediate` only the last stage has a loss, for comparison. `bf16` None means
-    on GPUs only.
+    none. Without `intermediate` only the last stage has a loss, for comparison. `teacher_weight`
+    is that of foretelling a teacher's features. `bf16` None means on GPUs only.
     """
 
     epochs: int = 12
@@ -50,6 +50,7 @@ class Recipe:
     phases: tuple[Phase, ...] = (Phase(0.0, 128), Phase(0.6, 192), Phase(0.85, 256))
     loss: str = "peaked"
     intermediate: bool = True
+    teacher_weight: float = 0.0
     optimizer: Optimizer = "adamw"
     learning_rate: float = 2e-3
     trunk_learning_rate: float = 5e-4

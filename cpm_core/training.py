@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cpm_core.config import STRIDE
 from cpm_core.decode import decode
 from cpm_core.geometry import inside
+from cpm_core.hints import Pupil, hint_loss
 from cpm_core.lite import LiteTrunk
 from cpm_core.losses import LOSSES
 from cpm_core.metrics import Pck, limb_joints, pck_lspet
@@ -35,7 +36,8 @@ class Batch:
     """Crops (B, S, S, 3) uint8, keypoints (B, K, 2) in crop pixels, labelled (B, K).
 
     `others` (B, P, K, 2) and `others_labelled` (B, P, K) are other people in the crops, padded with
-    people without labels; None where nobody else is annotated.
+    people without labels; None where nobody else is annotated. `hints` (B, C, S / 8, S / 8) are a
+    teacher's features.
     """
 
     crops: Tensor
@@ -43,18 +45,23 @@ class Batch:
     labelled: Tensor
     others: Tensor | None = None
     others_labelled: Tensor | None = None
+    hints: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        fields = (self.crops, self.keypoints, self.labelled, self.others, self.others_labelled)
-        return Batch(*(None if f is None else f.to(device, non_blocking=True) for f in fields))  # type: ignore[arg-type]
+        moved = {
+            name: None if value is None else value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+        }
+        return Batch(**moved)  # type: ignore[arg-type]
 
 
 class Fit:
     """A model being trained, in one of `world` workers that each see their share of every batch.
 
-    `network` may be a wrapper of `model` (DistributedDataParallel), which averages gradients over
-    the workers. Dropout depends on (seed, step, rank) only, so that a resumed run draws the same.
+    With a `pupil` around `model`, a teacher's hints are learned, too. `network` may be a wrapper
+    of either (DistributedDataParallel), which averages gradients over the workers. Dropout depends
+    on (seed, step, rank) only, so that a resumed run draws the same.
     """
 
     def __init__(
@@ -65,15 +72,16 @@ class Fit:
         network: nn.Module | None = None,
         rank: int = 0,
         world: int = 1,
+        pupil: Pupil | None = None,
     ) -> None:
-        self.model = model
-        self.network = model if network is None else network
+        self.model, self.pupil = model, pupil
+        self.network = network or pupil or model
         self.recipe = recipe
         self.total_steps = total_steps
         self.rank, self.world = rank, world
         self.step_number = 0
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizer = _optimizer(model, recipe)
+        self.optimizer = _optimizer(model, recipe, pupil)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
@@ -82,14 +90,14 @@ class Fit:
         return self.step_number / max(1, self.total_steps)
 
     def step(self, batch: Batch, total: int | None = None) -> Tensor:
-        """One update; this worker's part (T,) of each stage's loss.
+        """One update; this worker's part (T,) of each stage's loss, with a pupil (T + 1,).
 
         `total` is the number of samples of the step over all workers (default: this batch is all).
         The parts of all workers add up to the mean over those samples.
         """
         losses = self.gradients(batch, total)
         if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            nn.utils.clip_grad_norm_((self.pupil or self.model).parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.step_number += 1
         average(self.ema, self.model, self.recipe.ema_decay, self.step_number)
@@ -105,14 +113,17 @@ class Fit:
         if self.model.config.dropout:
             _seed_dropout(self.recipe.seed, self.step_number, self.rank)
         losses = self.losses(batch).sum(dim=1) / (total or len(batch.crops))
-        objective = losses.sum() if self.recipe.intermediate else losses[-1]
+        stages = losses[: self.model.config.stages]
+        objective = stages.sum() if self.recipe.intermediate else stages[-1]
+        if self.pupil is not None:
+            objective = objective + self.recipe.teacher_weight * losses[-1]
         self.optimizer.zero_grad(set_to_none=True)
         # The wrapper divides the sum of the workers' gradients by their number.
         (objective * self.world).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
     def losses(self, batch: Batch) -> Tensor:
-        """The loss (T, B) of each stage and sample, in the graph.
+        """The loss (T, B) of each stage and sample, in the graph; that of the hints is one more.
 
         The first stage sees no centre map, so it cannot know who is meant: its labels are those of
         everybody in the crop, the later stages' those of the person in the middle (CPM paper,
@@ -121,7 +132,8 @@ class Fit:
         images = batch.crops.permute(0, 3, 1, 2)
         bf16 = self.recipe.uses_bf16(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            maps = self.network(images)
+            answer = self.network(images)
+        maps, foretold = answer if self.pupil is not None else (answer, None)
         config, cells = self.model.config.at_size(images.shape[-1]), images.shape[-1] // STRIDE
         sigma = config.label_sigma * self.recipe.sigma_at(self.progress)
         target = belief_maps(batch.keypoints, batch.labelled, cells, sigma, config.cell_offset)
@@ -134,8 +146,11 @@ class Fit:
         loss = LOSSES[self.recipe.loss]
         mass = 2 * math.pi * (sigma / STRIDE) ** 2
         targets = [everybody] + [target] * (len(maps) - 1)
-        values = (loss(m.float(), t, weights, mass) for m, t in zip(maps, targets, strict=True))
-        return torch.stack(list(values))
+        values = [loss(m.float(), t, weights, mass) for m, t in zip(maps, targets, strict=True)]
+        if foretold is not None:
+            assert batch.hints is not None
+            values.append(hint_loss(foretold, batch.hints))
+        return torch.stack(values)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: weights, averages, optimiser, step."""
@@ -144,6 +159,7 @@ class Fit:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step_number": self.step_number,
+            **({} if self.pupil is None else {"foretell": self.pupil.foretell.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,10 +168,15 @@ class Fit:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = int(state["step_number"])
+        if self.pupil is not None:
+            self.pupil.foretell.load_state_dict(state["foretell"])
 
 
-def _optimizer(model: Cpm, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: Cpm, recipe: Recipe, pupil: Pupil | None) -> torch.optim.Optimizer:
     groups = parameter_groups(model, recipe)
+    if pupil is not None:
+        rate = recipe.learning_rate
+        groups.append({"params": pupil.foretell.parameters(), "lr": rate, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=_MOMENTUM)
     return torch.optim.AdamW(groups, betas=(0.9, 0.99))

@@ -57,10 +57,16 @@ def _data(settings: TrainSettings, table: SampleTable, licence: str) -> str:
     counts = {split: len(table.rows(split)) for split in table.splits.dictionary.to_pylist()}
     listed = ", ".join(f"{count:,} in split `{split}`" for split, count in counts.items())
     start = settings.start_from or settings.trunk or "random weights"
+    taught = (
+        f"Taught by the features `{settings.teacher_tensor}` of "
+        f"{settings.teacher.rpartition('/')[2]}.\n"
+        if settings.teacher
+        else ""
+    )
     return (
         f"`{table.uri.rstrip('/').rpartition('/')[2]}` (digest `{table.digest}`): {listed}; only "
         f"`train` was learned from.\nStarted from: {start.rpartition('/')[2]}.\n"
-        f"Licence of the weights: {licence}."
+        f"{taught}Licence of the weights: {licence}."
     )
 
 

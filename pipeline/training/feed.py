@@ -18,6 +18,7 @@ import torch
 
 from cpm_core.augment import NONE, Augmentation
 from cpm_core.recipe import Recipe
+from cpm_core.teacher import TeacherSpec
 from cpm_core.training import Batch
 from pipeline import cluster
 from pipeline.errors import PosemillError, UsageError
@@ -43,13 +44,20 @@ class Place:
 
 
 class Feed:
-    """Batches of one worker. `on_bad` is told of samples that cannot be read."""
+    """Batches of one worker; with a teacher, those to train on have its hints. `on_bad` is told of
+    samples that cannot be read."""
 
     def __init__(
-        self, table: SampleTable, recipe: Recipe, place: Place, on_bad: Callable[[str], None]
+        self,
+        table: SampleTable,
+        recipe: Recipe,
+        place: Place,
+        on_bad: Callable[[str], None],
+        teacher: TeacherSpec | None = None,
     ) -> None:
         self.table, self.recipe, self.place = table, recipe, place
         self.on_bad = on_bad
+        self.teacher = teacher
         self.rows = table.rows("train")
         self.steps_per_epoch = steps_per_epoch(table, recipe)
         self.total_steps = recipe.epochs * self.steps_per_epoch
@@ -75,7 +83,8 @@ class Feed:
                 order = epoch_order(self.table, self.rows, recipe.seed, epoch)
                 order_of = epoch
             rows = share(order, within, recipe.batch_size, place.rank, place.world)
-            yield Step(rows.tolist(), epoch, recipe.size_at(step / self.total_steps))
+            size = recipe.size_at(step / self.total_steps)
+            yield Step(rows.tolist(), epoch, size, hinted=self.teacher is not None)
 
     def _load(self, steps: Iterable[Step], augmentation: Augmentation) -> Iterator[Batch]:
         """In order, a few steps ahead of whoever reads.
@@ -109,7 +118,7 @@ class Feed:
         )(Loader)
         recipe, table = self.recipe, self.table
         return [
-            actor.remote(table.files, table.skeleton, recipe.box_factor, recipe.seed)
+            actor.remote(table.files, table.skeleton, recipe.box_factor, recipe.seed, self.teacher)
             for _ in range(self.place.loaders)
         ]
 
@@ -145,4 +154,5 @@ def to_batch(crops: Crops) -> Batch:
         torch.from_numpy(crops.labelled.copy()),
         torch.from_numpy(crops.others.copy()) if has_others else None,
         torch.from_numpy(crops.others_labelled.copy()) if has_others else None,
+        None if crops.hints is None else torch.from_numpy(crops.hints.copy()),
     )

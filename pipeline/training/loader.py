@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,25 +12,28 @@ from numpy.typing import NDArray
 
 from cpm_core.augment import Augmentation, Sample, training_crop
 from cpm_core.skeleton import Skeleton
+from cpm_core.teacher import Teacher, TeacherSpec
 from pipeline.errors import UsageError
 from pipeline.samples import RowReader, TableFiles, decode_sample
 
 
 @dataclass(frozen=True)
 class Step:
-    """One worker's share of a step: row numbers of the samples table, crops of `size` pixels."""
+    """One worker's share of a step: row numbers of the samples table, crops of `size` pixels,
+    with a teacher's hints or without."""
 
     rows: list[int]
     epoch: int
     size: int
+    hinted: bool = False
 
 
 @dataclass(frozen=True)
 class Crops:
     """The crops of a step, with the shapes of `cpm_core.training.Batch`, as they travel.
 
-    P, the number of other people, is the largest in the step. `failed` says which samples could not
-    be read.
+    P, the number of other people, is the largest in the step. `hints` are a teacher's, where there
+    is one. `failed` says which samples could not be read.
     """
 
     crops: NDArray[np.uint8]
@@ -39,14 +42,23 @@ class Crops:
     others: NDArray[np.float32]
     others_labelled: NDArray[np.bool_]
     failed: list[str]
+    hints: NDArray[np.float16] | None = None
 
 
 class Loader:
-    """Turns steps into training crops."""
+    """Turns steps into training crops, those that are hinted with a teacher's features."""
 
-    def __init__(self, files: TableFiles, skeleton: Skeleton, box_factor: float, seed: int) -> None:
+    def __init__(
+        self,
+        files: TableFiles,
+        skeleton: Skeleton,
+        box_factor: float,
+        seed: int,
+        teacher: TeacherSpec | None = None,
+    ) -> None:
         self.files, self.skeleton = files, skeleton
         self.box_factor, self.seed = box_factor, seed
+        self.teacher = Teacher(teacher) if teacher else None
         cv2.setNumThreads(1)
 
     def load(self, step: Step, augmentation: Augmentation) -> Crops:
@@ -56,7 +68,11 @@ class Loader:
             crop, problem = self._crop(row, step, augmentation)
             samples.append(crop)
             failed += [problem] if problem else []
-        return collate(samples, failed)
+        crops = collate(samples, failed)
+        if step.hinted:
+            assert self.teacher is not None
+            crops = replace(crops, hints=self.teacher.hints(crops.crops))
+        return crops
 
     def _crop(
         self, row: dict[str, Any], step: Step, augmentation: Augmentation

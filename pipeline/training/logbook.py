@@ -151,8 +151,9 @@ def _show(writer: SummaryWriter, record: dict[str, Any], step: int) -> None:
 def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     if record["kind"] == "progress":
         stages = [(f"loss/stage-{t + 1}", v) for t, v in enumerate(record["loss"])]
+        hints = [("loss/hints", record["hint_loss"])] if "hint_loss" in record else []
         names = ("learning_rate", "samples_per_second", "wait_share", "size")
-        return [*stages, *((f"train/{name}", record[name]) for name in names)]
+        return [*stages, *hints, *((f"train/{name}", record[name]) for name in names)]
     if record["kind"] == "epoch":
         return [(f"tune-pck/stage-{t + 1}", v) for t, v in enumerate(record["tune_pck"])]
     return []

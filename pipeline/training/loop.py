@@ -23,8 +23,10 @@ from ray.train import CheckpointUploadMode
 from torch import Tensor
 
 from cpm_core.config import CpmConfig
+from cpm_core.hints import Pupil
 from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe
+from cpm_core.teacher import TeacherSpec
 from cpm_core.training import Batch, Fit, freeze, stage_pck
 from pipeline.errors import PosemillError
 from pipeline.samples import SampleTable
@@ -41,7 +43,8 @@ _STEPS_READY = 2
 
 @dataclass(frozen=True)
 class WorkerInputs:
-    """All that a worker needs. `initial` and `board` are references into the cluster."""
+    """All that a worker needs. `initial` and `board` are references into the cluster; a teacher has
+    `teacher_channels` features."""
 
     samples: str
     options: StorageOptions
@@ -53,6 +56,8 @@ class WorkerInputs:
     loaders: int
     checkpoint_s: float
     resume_from: ray.train.Checkpoint | None = None
+    teacher: TeacherSpec | None = None
+    teacher_channels: int = 0
 
 
 def train_worker(values: dict[str, WorkerInputs]) -> None:
@@ -90,13 +95,16 @@ class Loop:
         self.device = ray.train.torch.get_device()
         table = SampleTable(inputs.samples, inputs.options)
         self.skeleton = table.skeleton
-        self.feed = Feed(table, inputs.recipe, place, self._bad_sample)
+        self.feed = Feed(table, inputs.recipe, place, self._bad_sample, inputs.teacher)
         model = Cpm(inputs.config)
         model.load_state_dict(ray.get(inputs.initial))
         freeze(model, inputs.recipe)
-        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network = ray.train.torch.prepare_model(model, move_to_device=False)
-        self.fit = Fit(model, inputs.recipe, self.feed.total_steps, network, self.rank, self.world)
+        pupil = Pupil(model, inputs.teacher_channels) if inputs.teacher else None
+        whole = pupil or model
+        whole.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = ray.train.torch.prepare_model(whole, move_to_device=False)
+        steps = self.feed.total_steps
+        self.fit = Fit(model, inputs.recipe, steps, network, self.rank, self.world, pupil)
         self.best: Best | None = None
         self.pictures = BeliefPictures(table, inputs.recipe) if self.rank == 0 else None
         self._losses: list[Tensor] = []
@@ -165,11 +173,14 @@ class Loop:
                 f"the loss is {losses} at step {self.fit.step_number}: training diverged; start "
                 "again under another --name with a lower --learning-rate"
             )
+        stages = self.inputs.config.stages
+        hints = {"hint_loss": losses[stages]} if self.inputs.teacher else {}
         stop = self._post(
-            {
+            hints
+            | {
                 "kind": "progress",
                 "size": self._size,
-                "loss": losses,
+                "loss": losses[:stages],
                 "learning_rate": self.fit.optimizer.param_groups[-1]["lr"],
                 "samples_per_second": seen / seconds,
                 "seconds_per_step": seconds / steps,

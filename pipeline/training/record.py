@@ -85,12 +85,16 @@ def identity(settings: TrainSettings, start: Start, table: SampleTable) -> dict[
     """
     recipe = settings.recipe().to_dict()
     del recipe["epochs"]
+    if settings.teacher is None:
+        del recipe["teacher_weight"]  # Runs from before there were teachers have none.
     values = {
         "samples": table.digest,
         "network": asdict(start.config),
         "skeleton": json.loads(table.skeleton.to_json()),
         "start_from": start.given,
         "trunk": _content(settings.trunk),
+        "teacher": _content(settings.teacher),
+        "teacher_tensor": settings.teacher_tensor,
         **recipe,
     }
     return json.loads(json.dumps(values))  # type: ignore[no-any-return]

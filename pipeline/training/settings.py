@@ -12,10 +12,13 @@ from cpm_core.augment import Augmentation
 from cpm_core.config import PRESETS, CpmConfig, preset
 from cpm_core.errors import ConfigError
 from cpm_core.recipe import RECIPES, Phase, Recipe
+from cpm_core.teacher import TeacherSpec
 from pipeline.config import setting
 from pipeline.settings import Settings
+from pipeline.storage import absolute
 
 _PHASE = re.compile(r"(0|0?\.[0-9]+):[0-9]+")
+_TEACHER_WEIGHT = 3.0
 _RECIPE_FIELDS = (
     "batch_size",
     "loss",
@@ -70,6 +73,15 @@ class TrainSettings(Settings):
     )
     loss: Literal["peaked", "squared"] | None = setting(
         "result", None, "squared is the paper's (default: the preset's)"
+    )
+    teacher: str | None = setting(
+        "result",
+        None,
+        "ONNX network that takes pictures: its features at --teacher-tensor are learned, too",
+    )
+    teacher_tensor: str | None = setting("result", None, "name of a tensor of the teacher's")
+    teacher_weight: float | None = setting(
+        "result", None, "of the teacher's features in the loss (default: 3)", gt=0
     )
     intermediate: bool = setting("result", True, "a loss at every stage, not only at the last")
     optimizer: Literal["adamw", "sgd"] | None = setting(
@@ -212,6 +224,21 @@ class TrainSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Self:
+        if (self.teacher is None) != (self.teacher_tensor is None):
+            raise ValueError("--teacher and --teacher-tensor go together")
+        if self.teacher is None and self.teacher_weight is not None:
+            raise ValueError("--teacher-weight goes with --teacher")
+        return self
+
+    @property
+    def taught_by(self) -> TeacherSpec | None:
+        """The teacher, for workers in whatever folder."""
+        if self.teacher is None or self.teacher_tensor is None:
+            return None
+        return TeacherSpec(absolute(self.teacher), self.teacher_tensor)
+
     @property
     def worker_range(self) -> tuple[int, int]:
         """Least and most workers."""
@@ -232,6 +259,7 @@ class TrainSettings(Settings):
             **changes,
             epochs=self.epochs,
             intermediate=self.intermediate,
+            teacher_weight=(self.teacher_weight or _TEACHER_WEIGHT) if self.teacher else 0.0,
             freeze_batch_norm=self.freeze_batch_norm,
             bf16=None if self.precision == "auto" else self.precision == "bf16",
             augmentation=self.augmentation(),

@@ -71,6 +71,8 @@ class Show:
 
     def _progress(self, record: dict[str, Any]) -> str:
         losses = " ".join(f"{value:.3f}" for value in record["loss"])
+        if "hint_loss" in record:
+            losses += f", of hints {record['hint_loss']:.3f}"
         left = (self.total_steps - record["step"]) * record["seconds_per_step"]
         return (
             f"step {record['step']} of {self.total_steps} ({record['size']} px): loss by stage "

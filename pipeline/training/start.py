@@ -13,6 +13,7 @@ from cpm_core.lite import LiteTrunk
 from cpm_core.model import Cpm
 from cpm_core.pretrained import VGG_MEAN, load_efficientnet_lite0, load_vgg16
 from cpm_core.skeleton import Skeleton
+from cpm_core.teacher import Teacher
 from cpm_core.weights import Weights
 from pipeline.errors import UsageError
 from pipeline.storage import StorageOptions
@@ -28,11 +29,13 @@ _CONVENTIONS = (*_COLORS, "pooling", "cell_offset")
 
 @dataclass(frozen=True)
 class Start:
-    """The network, for the size that it will have at last; `given` names the weights it takes."""
+    """The network, for the size that it will have at last; `given` names the weights it takes. Its
+    teacher has `teacher_channels` features."""
 
     config: CpmConfig
     weights: dict[str, torch.Tensor]
     given: str | None
+    teacher_channels: int = 0
 
 
 def make_start(settings: TrainSettings, skeleton: Skeleton) -> Start:
@@ -50,9 +53,10 @@ def make_start(settings: TrainSettings, skeleton: Skeleton) -> Start:
             _load_trunk(model, settings.trunk)
         if weights is not None:
             _copy_fitting(model, weights, skeleton)
+        channels = Teacher(settings.taught_by).channels if settings.taught_by else 0
     except CpmError as error:
         raise UsageError(str(error)) from error
-    return Start(config, model.state_dict(), given)
+    return Start(config, model.state_dict(), given, channels)
 
 
 def _network(settings: TrainSettings, skeleton: Skeleton, given: Weights | None) -> CpmConfig:

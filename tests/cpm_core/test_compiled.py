@@ -128,7 +128,7 @@ def test_what_has_no_translation_is_named(network: nn.Module, name: str) -> None
 
 
 def test_without_openvino_large_kernels_are_still_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_openvino", lambda: None)
+    monkeypatch.setattr(cpu, "_has_openvino", lambda: False)
     vgg = NETWORKS["cpm-vgg"]()
     plain = cpu.quickest(vgg, SIZE, bf16=True)
     assert not any(isinstance(part, LargeConv) for part in plain.modules())  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ def test_without_openvino_answers_are_the_same(
     settings = {"device": "cpu", "precision": "fp32"} | options
     estimators = [load("cpm-lite", **settings)]
     with monkeypatch.context() as patched:
-        patched.setattr(cpu, "_openvino", lambda: None)
+        patched.setattr(cpu, "_has_openvino", lambda: False)
         assert not cpu.has_bf16()
         estimators.append(load("cpm-lite", **settings))
     kinds = [isinstance(each.model, compiled.CompiledNetwork) for each in estimators]

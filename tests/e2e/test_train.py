@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -36,8 +37,22 @@ def labelled(tmp_path: Path) -> Path:
     return folder
 
 
-def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, posemill: Job) -> None:
-    """A run of one epoch, continued to two, gives weights that evaluate and annotate read."""
+@pytest.fixture
+def taught(tmp_path: Path) -> list[str]:
+    """A teacher, where there is OpenVINO to run it."""
+    if importlib.util.find_spec("openvino") is None:
+        return []
+    from tests.teacher_files import write_teacher
+
+    spec = write_teacher(tmp_path)
+    return ["--teacher", spec.path, "--teacher-tensor", spec.tensor]
+
+
+def test_from_labels_to_table(
+    tmp_path: Path, labelled: Path, photos: Path, taught: list[str], posemill: Job
+) -> None:
+    """A run of one epoch by two workers, continued to two epochs by one, gives weights that
+    evaluate and annotate read."""
     samples, runs = tmp_path / "samples.parquet", tmp_path / "runs"
     imported = posemill("import", "json", str(labelled), str(samples), "--tune-share", "0.2")
     assert imported.returncode == 0, imported.stderr
@@ -45,14 +60,15 @@ def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, pose
 
     command = ["train", "--samples", str(samples), "--output", str(runs), "--name", "tiny"]
     command += ["--batch-size", "8", "--phases", "0:64", "--threads", "1", "--licence", "mine"]
-    first = posemill(*command, "--epochs", "1")
+    command += taught
+    first = posemill(*command, "--epochs", "1", "--workers", "2")
     assert first.returncode == 0, first.stderr[-3000:]
-    once = load_weights(str(runs / "tiny" / "tiny.safetensors"))
+    assert ("of hints" in first.stderr) == bool(taught)
     second = posemill(*command, "--epochs", "2")
     assert second.returncode == 0, second.stderr[-3000:]
-    twice = load_weights(str(runs / "tiny" / "tiny.safetensors"))
-    assert once.sha256 != twice.sha256
-    assert twice.info.licence == "mine"
+    assert [record["epoch"] for record in records(runs / "tiny", "epoch")] == [1, 2]
+    trained = load_weights(str(runs / "tiny" / "tiny.safetensors"))
+    assert trained.info.licence == "mine"
     assert len(list((runs / "tiny").glob("checkpoint_2*"))) == 2
 
     weights = str(runs / "tiny" / "tiny.safetensors")
@@ -65,7 +81,7 @@ def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, pose
     )
     assert annotated.returncode == 0, annotated.stderr
     metadata = json.loads(read_table(str(tmp_path / "out")).schema.metadata[b"posemill"])
-    assert metadata["model"] == {"name": "tiny", "weights_sha256": twice.sha256}
+    assert metadata["model"] == {"name": "tiny", "weights_sha256": trained.sha256}
 
 
 @pytest.mark.soak

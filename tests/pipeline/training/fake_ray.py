@@ -90,7 +90,7 @@ class FakeRay:
         return Loop(self.inputs(samples, recipe, checkpoint_s))
 
     def inputs(
-        self, samples: str, recipe: Recipe = RECIPE, checkpoint_s: float = 1e9
+        self, samples: str, recipe: Recipe = RECIPE, checkpoint_s: float = 1e9, **values: Any
     ) -> WorkerInputs:
         """What the driver tells a worker."""
         joints = len(SampleTable(samples).skeleton)
@@ -106,6 +106,7 @@ class FakeRay:
             threads=1,
             loaders=1,
             checkpoint_s=checkpoint_s,
+            **values,
         )
 
     def _preemption(self) -> PreemptionInfo | None:

@@ -72,6 +72,13 @@ def test_network_data_and_licence(weights: Weights, table: SampleTable) -> None:
     assert str(Path(table.uri).parent) not in text
 
 
+def test_who_taught_it(weights: Weights, table: SampleTable) -> None:
+    assert "Taught" not in card(weights, table, [])
+    text = card(weights, table, [], teacher="/nets/wise.onnx", teacher_tensor="a/relu")
+    assert "Taught by the features `a/relu` of wise.onnx.\n" in text
+    assert "| teacher_weight | 3.0 |" in text
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [

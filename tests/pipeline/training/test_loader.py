@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from cpm_core.augment import NONE, Augmentation, Sample, training_crop
+from cpm_core.teacher import Teacher
 from cpm_core.training import Batch
 from pipeline.samples import SampleTable, decode_sample
 from pipeline.training import loader as module
 from pipeline.training.feed import to_batch
 from pipeline.training.loader import Loader, Step, collate
 from tests.pipeline.training.labelled import LSP, person, row, write_table
+from tests.teacher_files import write_teacher
 
 ROWS = [row(i, others=[person(100 + i + p) for p in range(i % 3)]) for i in range(10)]
 
@@ -46,6 +48,19 @@ def test_crops_are_the_same_whoever_makes_them(tmp_path: Path) -> None:
             assert torch.equal(few.crops[place], together.crops[number])
             assert torch.equal(few.keypoints[place], together.keypoints[number])
             assert torch.equal(few.labelled[place], together.labelled[number])
+
+
+def test_hints_are_the_teacher_s_of_the_very_crops(tmp_path: Path) -> None:
+    """For steps that want them; a loader travels without its teacher having been opened twice."""
+    table = SampleTable(write_table(tmp_path / "a.parquet", ROWS))
+    spec = write_teacher(tmp_path)
+    taught = Loader(table.files, table.skeleton, 1.25, 5, spec)
+    plain = to_batch(taught.load(Step([1, 2], 0, 32), Augmentation()))
+    hinted = to_batch(taught.load(Step([1, 2], 0, 32, hinted=True), Augmentation()))
+    assert plain.hints is None
+    assert hinted.hints is not None
+    assert torch.equal(plain.crops, hinted.crops)
+    np.testing.assert_array_equal(hinted.hints, Teacher(spec).hints(hinted.crops.numpy()))
 
 
 @pytest.mark.parametrize(("seed", "epoch", "size"), [(6, 0, 32), (5, 1, 32), (5, 0, 64)])

@@ -85,10 +85,12 @@ def test_scalars_reach_tensorboard(tmp_path: Path) -> None:
     place = Place(str(tmp_path), str(tmp_path))
     with Logbook(place.output("run")) as book:
         book.rewind(0)
-        for record in (start(0), progress(5), progress(9), epoch(10, 20.0, 40.0), epoch(20)):
+        taught = progress(9, hint_loss=0.5)
+        for record in (start(0), progress(5), taught, epoch(10, 20.0, 40.0), epoch(20)):
             book.write(record)
     shown = events(tmp_path / "run" / EVENTS)
     assert sorted(shown.Tags()["scalars"]) == [
+        "loss/hints",
         "loss/stage-1",
         "loss/stage-2",
         "train/learning_rate",

@@ -17,6 +17,7 @@ from pipeline.training import loop as module
 from pipeline.training.loop import Loop, read_state, train_worker
 from tests.pipeline.training.fake_ray import RECIPE, FakeRay
 from tests.pipeline.training.labelled import row, write_table
+from tests.teacher_files import write_teacher
 
 
 @dataclass
@@ -63,6 +64,35 @@ def test_progress_says_what_happened(fake_ray: FakeRay, samples: str) -> None:
         assert len(record["loss"]) == 2
         assert record["size"] == 32
     assert progress[0]["learning_rate"] == RECIPE.learning_rate
+
+
+def test_a_teacher_is_learned_from_and_left_behind(
+    fake_ray: FakeRay, samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss stands beside the stages'; a stop in between changes no bit; its layer is in the
+    checkpoint and not in the weights."""
+    recipe = replace(RECIPE, teacher_weight=1.0)
+    teacher = {"teacher": write_teacher(tmp_path), "teacher_channels": 3}
+    Loop(fake_ray.inputs(samples, recipe, **teacher)).run()
+    progress = fake_ray.board.of("progress")
+    assert all(len(record["loss"]) == 2 for record in progress)
+    hints = [record["hint_loss"] for record in progress]
+    assert hints[0] == pytest.approx(1.0, abs=0.05)
+    assert hints[-1] < hints[0]
+    # Steps to train on, not those that are measured.
+    assert {(len(s.rows), s.rows[0] < 12) for s in fake_ray.data_steps if s.hinted} == {(4, True)}
+    assert [s.rows for s in fake_ray.data_steps if not s.hinted] == [[12, 13, 14, 15]] * 2
+    whole = state_of(fake_ray)
+    assert set(whole["foretell"]) == {"weight", "bias"}
+    assert not any("foretell" in name for name in whole["ema"])
+
+    other = FakeRay(tmp_path / "stopped").install(monkeypatch)
+    other.board.stop_at_step = 4
+    inputs = other.inputs(samples, recipe, **teacher)
+    Loop(inputs).run()
+    other.board.stop_at_step = float("inf")
+    Loop(inputs).run()
+    assert_same(state_of(other), whole)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,10 @@ def test_what_makes_no_difference(store: Place, identify: Identity, values: dict
         ({"samples": "coco"}, {"--samples"}),
         ({"given": "sha"}, {"--start-from"}),
         ({"trunk": "w1"}, {"--trunk"}),
+        (
+            {"teacher": "w1", "teacher_tensor": "f"},
+            {"--teacher", "--teacher-tensor", "--teacher-weight"},
+        ),
     ],
 )
 def test_another_run_is_refused(
@@ -128,8 +132,19 @@ def test_files_count_by_what_is_in_them(identify: Identity) -> None:
     """Not by what they are called."""
     assert identify(trunk="w1") == identify(trunk="copy")
     assert identify(trunk="w1") != identify(trunk="w2")
+    one, same, other = (identify(teacher=t, teacher_tensor="f") for t in ("w1", "copy", "w2"))
+    assert one == same != other
     assert identify(start_from="a", given="sha") == identify(start_from="b", given="sha")
     assert identify(given="sha") != identify(given="other")
+
+
+def test_runs_from_before_there_were_teachers_go_on(store: Place, identify: Identity) -> None:
+    before = identify()
+    assert "teacher_weight" not in before
+    del before["teacher"], before["teacher_tensor"]
+    output = store.output("run")
+    RunRecord(output, before).start(make_settings(samples="x"))
+    RunRecord(output, identify())
 
 
 def test_it_notes_every_start_and_the_end(store: Place, identify: Identity) -> None:

@@ -56,6 +56,11 @@ PROGRESS = {
             "2 workers, 1000 steps, from the start",
         ),
         (
+            PROGRESS | {"hint_loss": 0.75},
+            "step 400 of 1000 (128 px): loss by stage 1.235 0.500, of hints 0.750, "
+            "20.0 samples/s, 2 min 0 s left",
+        ),
+        (
             {"kind": "start", "step": 40, "workers": 1},
             "1 worker, 1000 steps, from step 40",
         ),

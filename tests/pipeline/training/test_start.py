@@ -19,6 +19,7 @@ from cpm_core.weights import WeightsInfo, save_weights
 from pipeline.errors import UsageError
 from pipeline.training.settings import TrainSettings
 from pipeline.training.start import make_start
+from tests.teacher_files import write_teacher
 
 LSP = load_skeleton("lsp14")
 
@@ -107,12 +108,25 @@ def test_a_vgg_trunk_brings_its_colours(vgg16: str, tmp_path: Path) -> None:
     assert make_start(settings(preset="cpm-vgg"), LSP).config.mean == (128, 128, 128)
 
 
+def test_a_teacher_says_how_much_there_is_to_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers find its file from whatever folder."""
+    spec = write_teacher(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = settings(teacher=Path(spec.path).name, teacher_tensor=spec.tensor)
+    assert given.taught_by == spec
+    assert make_start(given, LSP).teacher_channels == 3
+    assert settings().taught_by is None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"start_from": "none.safetensors"}, "no weights 'none.safetensors'"),
         ({"trunk": "t.pth", "preset": "cpm"}, "--trunk goes with --preset cpm-lite or cpm-vgg"),
         ({"trunk": "t.npz", "preset": "cpm-vgg"}, "t.npz: cannot be read as an .npz"),
+        ({"teacher": "t.onnx", "teacher_tensor": "f"}, "t.onnx: there is no such file"),
     ],
 )
 def test_unusable_starts(values: dict[str, Any], message: str) -> None:
