@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(count: int, folder: Path) -> str:
-    """A row of the table."""
+    """A row of the table: memory of one run, the rest of another."""
     pictures = write_pictures(folder, count)
     _, watch = drive_apart(pictures, folder / "watched", memory=True)
     found, _ = drive_apart(pictures, folder / "out")
@@ -71,7 +71,7 @@ def drive_apart(
     """A run in a process of its own: what its driver measured, and the watch of its processes."""
     command = [sys.executable, "-m", "benchmarks.curves", "--one", str(pictures), str(output)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE)
-    with Watch(driver, memory) as watch:
+    with Watch(driver, memory=memory) as watch:
         assert driver.stdout is not None
         lines = driver.stdout.read().splitlines()
     if driver.returncode:

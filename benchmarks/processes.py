@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import threading
 import time
@@ -44,15 +45,16 @@ class Watch:
     """Looks at a process and all below it until it ends. A context: leaving it waits for the end.
 
     With `memory`, `peak_mib` is the largest sum of proportional set sizes: what is shared counts
-    once. `peaks` has the largest of each role. To ask for them takes milliseconds per process, of a
-    CPU that the run may want: a run that is timed is not one of which memory is measured.
+    once, and `peaks` has the largest of each role; without, there are none. To ask for them takes
+    milliseconds per process, of a CPU that the run may want: a run that is timed is not one of
+    which memory is measured.
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], memory: bool = False, every_s: float = 0.5
+        self, process: subprocess.Popen[bytes], *, memory: bool = False, every_s: float = 0.5
     ) -> None:
         self.process, self.memory, self.every_s = process, memory, every_s
-        self.peak_mib = 0.0
+        self.peak_mib = 0.0 if memory else math.nan
         self.peaks: dict[str, float] = {}
         self._cpu: list[tuple[float, dict[psutil.Process, float]]] = []
         self._roles: dict[psutil.Process, str] = {}
@@ -99,8 +101,9 @@ class Watch:
                 cpu[member] = times.user + times.system
                 memory[roles[member]] += held
             self._cpu.append((time.time(), cpu))
-            self.peak_mib = max(self.peak_mib, sum(memory.values()))
-            for role, mib in memory.items():
-                self.peaks[role] = max(self.peaks.get(role, 0.0), mib)
+            if self.memory:
+                self.peak_mib = max(self.peak_mib, sum(memory.values()))
+                for role, mib in memory.items():
+                    self.peaks[role] = max(self.peaks.get(role, 0.0), mib)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(self.every_s)

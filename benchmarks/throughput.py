@@ -174,7 +174,7 @@ def run(
     settings = {"OMP_WAIT_POLICY": "passive", "DAFT_PROGRESS_BAR": "0"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment | settings, stdout=log, stderr=log)
-        with Watch(process, memory) as watch:
+        with Watch(process, memory=memory) as watch:
             pass
         if process.returncode:
             log.seek(0)

@@ -27,13 +27,13 @@ _VGG_BLOCKS = (
 class _Parts(NamedTuple):
     """What a trunk contributes; `first` is stage 1's own trunk where it has one, else None.
 
-    `width` is the number of channels of the features that the last stage sees.
+    The features that the last stage sees have `feature_channels`.
     """
 
     first: nn.Module | None
     shared: nn.Module
     stages: list[nn.Module]
-    width: int = 128
+    feature_channels: int
 
 
 class Cpm(nn.Module):
@@ -55,17 +55,18 @@ class Cpm(nn.Module):
         self.first = parts.first
         self.shared = parts.shared
         self.stages = nn.ModuleList(parts.stages)
-        self.width = parts.width
+        self.feature_channels = parts.feature_channels
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         if config.centre_sigma:
             self.register_buffer("centre", centre_map(config, config.input_size), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.look(images)[1]
+        return self.features_and_maps(images)[1]
 
-    def look(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The features (B, `width`, S / 8, S / 8) that the last stage sees, and the maps."""
+    def features_and_maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The features (B, `feature_channels`, S / 8, S / 8) that the last stage sees, and what
+        `forward` returns."""
         x = self.normalise(images)
         features = self.shared(x) if self.first is None else self.first(x)
         maps = [self.stages[0](features)]
@@ -181,7 +182,7 @@ def _original(config: CpmConfig) -> _Parts:
     ]
     shared = nn.Sequential(*trunk()) if refine else nn.Identity()
     first = nn.Sequential(*trunk(), *_conv(128, 32, 5))
-    return _Parts(first, shared, [head, *refine], width=128 if refine else 32)
+    return _Parts(first, shared, [head, *refine], 128 if refine else 32)
 
 
 def _vgg(config: CpmConfig) -> _Parts:
@@ -207,7 +208,7 @@ def _vgg(config: CpmConfig) -> _Parts:
         )
         for _ in range(config.stages - 1)
     ]
-    return _Parts(None, nn.Sequential(*layers), [head, *refine])
+    return _Parts(None, nn.Sequential(*layers), [head, *refine], channels)
 
 
 def _lite(config: CpmConfig) -> _Parts:
@@ -219,4 +220,4 @@ def _lite(config: CpmConfig) -> _Parts:
         RefineStage(nn.Identity(), "features-maps", LiteStage(inputs, width, maps, blocks=3))
         for _ in range(config.stages - 1)
     ]
-    return _Parts(None, LiteTrunk(), [head, *refine])
+    return _Parts(None, LiteTrunk(), [head, *refine], width)

@@ -42,7 +42,7 @@ class Recipe:
     the run after which the schedule `step` multiplies the rates by `step_gamma`. `box_factor` is
     the side of the plain crop in units of the box's longer side. `clip_norm` and `ema_decay` 0 mean
     none. Without `intermediate` only the last stage has a loss, for comparison. `teacher_weight`
-    is that of foretelling a teacher's features. `bf16` None means on GPUs only.
+    is that of predicting a teacher's features. `bf16` None means on GPUs only.
     """
 
     epochs: int = 12

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from cpm_core.config import STRIDE
 from cpm_core.decode import decode
 from cpm_core.geometry import inside
-from cpm_core.hints import Pupil, hint_loss
 from cpm_core.lite import LiteTrunk
 from cpm_core.losses import LOSSES
 from cpm_core.metrics import Pck, limb_joints, pck_lspet
 from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe, parameter_groups
 from cpm_core.skeleton import Skeleton
+from cpm_core.student import Student, hint_loss
 from cpm_core.targets import belief_maps, map_weights
 
 _MOMENTUM = 0.9
@@ -59,7 +59,7 @@ class Batch:
 class Fit:
     """A model being trained, in one of `world` workers that each see their share of every batch.
 
-    With a `pupil` around `model`, a teacher's hints are learned, too. `network` may be a wrapper
+    With a `student` around `model`, a teacher's hints are learned, too. `network` may be a wrapper
     of either (DistributedDataParallel), which averages gradients over the workers. Dropout depends
     on (seed, step, rank) only, so that a resumed run draws the same.
     """
@@ -72,16 +72,17 @@ class Fit:
         network: nn.Module | None = None,
         rank: int = 0,
         world: int = 1,
-        pupil: Pupil | None = None,
+        student: Student | None = None,
     ) -> None:
-        self.model, self.pupil = model, pupil
-        self.network = network or pupil or model
+        self.model, self.student = model, student
+        whole = model if student is None else student
+        self.network = whole if network is None else network
         self.recipe = recipe
         self.total_steps = total_steps
         self.rank, self.world = rank, world
         self.step_number = 0
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizer = _optimizer(model, recipe, pupil)
+        self.optimizer = _optimizer(model, recipe, student)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
@@ -90,14 +91,14 @@ class Fit:
         return self.step_number / max(1, self.total_steps)
 
     def step(self, batch: Batch, total: int | None = None) -> Tensor:
-        """One update; this worker's part (T,) of each stage's loss, with a pupil (T + 1,).
+        """One update; this worker's part (T,) of each stage's loss, and with a student (T + 1,).
 
         `total` is the number of samples of the step over all workers (default: this batch is all).
         The parts of all workers add up to the mean over those samples.
         """
         losses = self.gradients(batch, total)
         if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_((self.pupil or self.model).parameters(), self.recipe.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.step_number += 1
         average(self.ema, self.model, self.recipe.ema_decay, self.step_number)
@@ -115,7 +116,7 @@ class Fit:
         losses = self.losses(batch).sum(dim=1) / (total or len(batch.crops))
         stages = losses[: self.model.config.stages]
         objective = stages.sum() if self.recipe.intermediate else stages[-1]
-        if self.pupil is not None:
+        if self.student is not None:
             objective = objective + self.recipe.teacher_weight * losses[-1]
         self.optimizer.zero_grad(set_to_none=True)
         # The wrapper divides the sum of the workers' gradients by their number.
@@ -133,7 +134,7 @@ class Fit:
         bf16 = self.recipe.uses_bf16(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             answer = self.network(images)
-        maps, foretold = answer if self.pupil is not None else (answer, None)
+        maps, predicted = (answer, None) if self.student is None else answer
         config, cells = self.model.config.at_size(images.shape[-1]), images.shape[-1] // STRIDE
         sigma = config.label_sigma * self.recipe.sigma_at(self.progress)
         target = belief_maps(batch.keypoints, batch.labelled, cells, sigma, config.cell_offset)
@@ -147,9 +148,9 @@ class Fit:
         mass = 2 * math.pi * (sigma / STRIDE) ** 2
         targets = [everybody] + [target] * (len(maps) - 1)
         values = [loss(m.float(), t, weights, mass) for m, t in zip(maps, targets, strict=True)]
-        if foretold is not None:
+        if predicted is not None:
             assert batch.hints is not None
-            values.append(hint_loss(foretold, batch.hints))
+            values.append(hint_loss(predicted, batch.hints, batch.labelled))
         return torch.stack(values)
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,8 +160,7 @@ class Fit:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step_number": self.step_number,
-            **({} if self.pupil is None else {"foretell": self.pupil.foretell.state_dict()}),
-        }
+        } | ({} if self.student is None else {"regressor": self.student.regressor.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
@@ -168,15 +168,15 @@ class Fit:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = int(state["step_number"])
-        if self.pupil is not None:
-            self.pupil.foretell.load_state_dict(state["foretell"])
+        if self.student is not None:
+            self.student.regressor.load_state_dict(state["regressor"])
 
 
-def _optimizer(model: Cpm, recipe: Recipe, pupil: Pupil | None) -> torch.optim.Optimizer:
+def _optimizer(model: Cpm, recipe: Recipe, student: Student | None) -> torch.optim.Optimizer:
     groups = parameter_groups(model, recipe)
-    if pupil is not None:
-        rate = recipe.learning_rate
-        groups.append({"params": pupil.foretell.parameters(), "lr": rate, "weight_decay": 0.0})
+    if student is not None:
+        regressor, rate = student.regressor.parameters(), recipe.learning_rate
+        groups.insert(0, {"params": regressor, "lr": rate, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=_MOMENTUM)
     return torch.optim.AdamW(groups, betas=(0.9, 0.99))

@@ -1,4 +1,4 @@
-"""OpenVINO, which is there for x86-64 only, and tells nobody of it."""
+"""OpenVINO, which is there for x86-64 only, with its telemetry off."""
 
 from __future__ import annotations
 

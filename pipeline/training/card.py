@@ -72,6 +72,8 @@ def _data(settings: TrainSettings, table: SampleTable, licence: str) -> str:
 
 def _recipe(settings: TrainSettings) -> str:
     values = settings.recipe().to_dict()
+    if settings.teacher is None:
+        del values["teacher_weight"]
     values["phases"] = " ".join(f"{p['start']:g}:{p['size']}" for p in values["phases"])
     values["augmentation"] = ", ".join(f"{k} {v}" for k, v in values["augmentation"].items())
     rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())

@@ -46,7 +46,7 @@ class Crops:
 
 
 class Loader:
-    """Turns steps into training crops, those that are hinted with a teacher's features."""
+    """Turns steps into training crops, with a teacher's features where those are wanted."""
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -23,10 +24,11 @@ from ray.train import CheckpointUploadMode
 from torch import Tensor
 
 from cpm_core.config import CpmConfig
-from cpm_core.hints import Pupil
+from cpm_core.errors import ConfigError
 from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe
-from cpm_core.teacher import TeacherSpec
+from cpm_core.student import Student
+from cpm_core.teacher import Teacher, TeacherSpec
 from cpm_core.training import Batch, Fit, freeze, stage_pck
 from pipeline.errors import PosemillError
 from pipeline.samples import SampleTable
@@ -43,8 +45,7 @@ _STEPS_READY = 2
 
 @dataclass(frozen=True)
 class WorkerInputs:
-    """All that a worker needs. `initial` and `board` are references into the cluster; a teacher has
-    `teacher_channels` features."""
+    """All that a worker needs. `initial` and `board` are references into the cluster."""
 
     samples: str
     options: StorageOptions
@@ -57,7 +58,6 @@ class WorkerInputs:
     checkpoint_s: float
     resume_from: ray.train.Checkpoint | None = None
     teacher: TeacherSpec | None = None
-    teacher_channels: int = 0
 
 
 def train_worker(values: dict[str, WorkerInputs]) -> None:
@@ -99,12 +99,12 @@ class Loop:
         model = Cpm(inputs.config)
         model.load_state_dict(ray.get(inputs.initial))
         freeze(model, inputs.recipe)
-        pupil = Pupil(model, inputs.teacher_channels) if inputs.teacher else None
-        whole = pupil or model
+        student = Student(model, _teacher_channels(inputs.teacher)) if inputs.teacher else None
+        whole = model if student is None else student
         whole.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         network = ray.train.torch.prepare_model(whole, move_to_device=False)
         steps = self.feed.total_steps
-        self.fit = Fit(model, inputs.recipe, steps, network, self.rank, self.world, pupil)
+        self.fit = Fit(model, inputs.recipe, steps, network, self.rank, self.world, student)
         self.best: Best | None = None
         self.pictures = BeliefPictures(table, inputs.recipe) if self.rank == 0 else None
         self._losses: list[Tensor] = []
@@ -290,6 +290,16 @@ class _Wants:
     checkpoint: bool
     patience: bool
     stop: bool
+
+
+def _teacher_channels(spec: TeacherSpec) -> int:
+    """How many features there are; raises PosemillError where this node cannot tell."""
+    try:
+        return Teacher(spec).channels
+    except ConfigError as error:
+        raise PosemillError(
+            f"{error} (on node {socket.gethostname()}); every node must have the teacher"
+        ) from error
 
 
 def read_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:

@@ -101,9 +101,14 @@ def identity(settings: TrainSettings, start: Start, table: SampleTable) -> dict[
 
 
 def _content(path: str | None) -> str | None:
+    """A digest of a file, and of the weights beside it where it is an OpenVINO network."""
     if path is None or not Path(path).is_file():
         return path
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(Path(path).read_bytes())
+    weights = Path(path).with_suffix(".bin")
+    if path.endswith(".xml") and weights.is_file():
+        digest.update(weights.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _refuse_another(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -161,8 +161,7 @@ class _Run:
             loaders=resources.loaders,
             checkpoint_s=60 * settings.checkpoint_minutes,
             resume_from=self.resume_from,
-            teacher=settings.taught_by,
-            teacher_channels=self.start.teacher_channels,
+            teacher=settings.teacher_spec,
         )
         folder, _, name = output.root.rpartition("/")
         return ray.train.torch.TorchTrainer(

@@ -77,12 +77,10 @@ class TrainSettings(Settings):
     teacher: str | None = setting(
         "result",
         None,
-        "ONNX network that takes pictures: its features at --teacher-tensor are learned, too",
+        "ONNX or OpenVINO network that takes pictures: its features are learned, too",
     )
-    teacher_tensor: str | None = setting("result", None, "name of a tensor of the teacher's")
-    teacher_weight: float | None = setting(
-        "result", None, "of the teacher's features in the loss (default: 3)", gt=0
-    )
+    teacher_tensor: str | None = setting("result", None, "which of the teacher's features")
+    teacher_weight: float | None = setting("result", None, "of that in the loss (default: 3)", gt=0)
     intermediate: bool = setting("result", True, "a loss at every stage, not only at the last")
     optimizer: Literal["adamw", "sgd"] | None = setting(
         "result", None, "sgd has the release's rates by layer (default: the preset's)"
@@ -230,10 +228,13 @@ class TrainSettings(Settings):
             raise ValueError("--teacher and --teacher-tensor go together")
         if self.teacher is None and self.teacher_weight is not None:
             raise ValueError("--teacher-weight goes with --teacher")
+        if self.teacher is not None and self.recipe().optimizer != "adamw":
+            # At the release's rates the regressor would learn nothing.
+            raise ValueError("--teacher goes with --optimizer adamw")
         return self
 
     @property
-    def taught_by(self) -> TeacherSpec | None:
+    def teacher_spec(self) -> TeacherSpec | None:
         """The teacher, for workers in whatever folder."""
         if self.teacher is None or self.teacher_tensor is None:
             return None

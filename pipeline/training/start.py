@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from cpm_core.config import CpmConfig
@@ -29,13 +30,11 @@ _CONVENTIONS = (*_COLORS, "pooling", "cell_offset")
 
 @dataclass(frozen=True)
 class Start:
-    """The network, for the size that it will have at last; `given` names the weights it takes. Its
-    teacher has `teacher_channels` features."""
+    """The network, for the size that it will have at last; `given` names the weights it takes."""
 
     config: CpmConfig
     weights: dict[str, torch.Tensor]
     given: str | None
-    teacher_channels: int = 0
 
 
 def make_start(settings: TrainSettings, skeleton: Skeleton) -> Start:
@@ -53,10 +52,12 @@ def make_start(settings: TrainSettings, skeleton: Skeleton) -> Start:
             _load_trunk(model, settings.trunk)
         if weights is not None:
             _copy_fitting(model, weights, skeleton)
-        channels = Teacher(settings.taught_by).channels if settings.taught_by else 0
+        if settings.teacher_spec is not None:
+            # What fails here would otherwise fail in the loaders of every node.
+            Teacher(settings.teacher_spec).hints(np.full((1, 64, 64, 3), 128, np.uint8))
     except CpmError as error:
         raise UsageError(str(error)) from error
-    return Start(config, model.state_dict(), given, channels)
+    return Start(config, model.state_dict(), given)
 
 
 def _network(settings: TrainSettings, skeleton: Skeleton, given: Weights | None) -> CpmConfig:

@@ -73,7 +73,9 @@ def test_network_data_and_licence(weights: Weights, table: SampleTable) -> None:
 
 
 def test_who_taught_it(weights: Weights, table: SampleTable) -> None:
-    assert "Taught" not in card(weights, table, [])
+    untaught = card(weights, table, [])
+    assert "Taught" not in untaught
+    assert "teacher" not in untaught
     text = card(weights, table, [], teacher="/nets/wise.onnx", teacher_tensor="a/relu")
     assert "Taught by the features `a/relu` of wise.onnx.\n" in text
     assert "| teacher_weight | 3.0 |" in text

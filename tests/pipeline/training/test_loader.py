@@ -51,7 +51,7 @@ def test_crops_are_the_same_whoever_makes_them(tmp_path: Path) -> None:
 
 
 def test_hints_are_the_teacher_s_of_the_very_crops(tmp_path: Path) -> None:
-    """For steps that want them; a loader travels without its teacher having been opened twice."""
+    """For steps that want them."""
     table = SampleTable(write_table(tmp_path / "a.parquet", ROWS))
     spec = write_teacher(tmp_path)
     taught = Loader(table.files, table.skeleton, 1.25, 5, spec)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cpm_core.recipe import Phase
+from cpm_core.teacher import TeacherSpec
 from pipeline.errors import PosemillError, UsageError
 from pipeline.training import loop as module
 from pipeline.training.loop import Loop, read_state, train_worker
@@ -72,8 +73,8 @@ def test_a_teacher_is_learned_from_and_left_behind(
     """Its loss stands beside the stages'; a stop in between changes no bit; its layer is in the
     checkpoint and not in the weights."""
     recipe = replace(RECIPE, teacher_weight=1.0)
-    teacher = {"teacher": write_teacher(tmp_path), "teacher_channels": 3}
-    Loop(fake_ray.inputs(samples, recipe, **teacher)).run()
+    teacher = write_teacher(tmp_path)
+    Loop(fake_ray.inputs(samples, recipe, teacher=teacher)).run()
     progress = fake_ray.board.of("progress")
     assert all(len(record["loss"]) == 2 for record in progress)
     hints = [record["hint_loss"] for record in progress]
@@ -83,16 +84,26 @@ def test_a_teacher_is_learned_from_and_left_behind(
     assert {(len(s.rows), s.rows[0] < 12) for s in fake_ray.data_steps if s.hinted} == {(4, True)}
     assert [s.rows for s in fake_ray.data_steps if not s.hinted] == [[12, 13, 14, 15]] * 2
     whole = state_of(fake_ray)
-    assert set(whole["foretell"]) == {"weight", "bias"}
-    assert not any("foretell" in name for name in whole["ema"])
+    assert whole["regressor"]["weight"].shape == (3, 128, 1, 1)
+    assert not any("regressor" in name for name in whole["ema"])
 
     other = FakeRay(tmp_path / "stopped").install(monkeypatch)
     other.board.stop_at_step = 4
-    inputs = other.inputs(samples, recipe, **teacher)
+    inputs = other.inputs(samples, recipe, teacher=teacher)
     Loop(inputs).run()
     other.board.stop_at_step = float("inf")
     Loop(inputs).run()
     assert_same(state_of(other), whole)
+
+
+def test_a_node_without_the_teacher_s_file(fake_ray: FakeRay, samples: str, tmp_path: Path) -> None:
+    """Ends the run with a word, as trying again would not help."""
+    recipe = replace(RECIPE, teacher_weight=1.0)
+    inputs = fake_ray.inputs(samples, recipe, teacher=TeacherSpec(f"{tmp_path}/t.onnx", "means"))
+    with pytest.raises(PosemillError, match=r"t\.onnx: there is no such file.* \(on node .*every"):
+        train_worker({"inputs": inputs})
+    (told,) = fake_ray.board.of("failed")
+    assert "every node must have the teacher" in told["message"]
 
 
 @pytest.mark.parametrize(

@@ -128,12 +128,19 @@ def test_another_preset_is_refused(store: Place, identify: Identity) -> None:
     assert set(named) <= fields
 
 
-def test_files_count_by_what_is_in_them(identify: Identity) -> None:
+def test_files_count_by_what_is_in_them(identify: Identity, files: dict[str, str]) -> None:
     """Not by what they are called."""
     assert identify(trunk="w1") == identify(trunk="copy")
     assert identify(trunk="w1") != identify(trunk="w2")
     one, same, other = (identify(teacher=t, teacher_tensor="f") for t in ("w1", "copy", "w2"))
     assert one == same != other
+    network = Path(files["w1"]).with_name("w.xml")
+    network.write_text("the layers")
+    seen = []
+    for weights in (b"one", b"two"):
+        network.with_suffix(".bin").write_bytes(weights)
+        seen.append(identify(teacher=str(network), teacher_tensor="f"))
+    assert seen[0] != seen[1], "an OpenVINO network has its weights in another file"
     assert identify(start_from="a", given="sha") == identify(start_from="b", given="sha")
     assert identify(given="sha") != identify(given="other")
 

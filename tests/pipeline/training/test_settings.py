@@ -47,11 +47,6 @@ def test_the_releases_recipe() -> None:
         (["--phases", "0:64", ".5:96"], {"phases": (Phase(0, 64), Phase(0.5, 96))}),
         (["--loss", "squared"], {"loss": "squared"}),
         (["--no-intermediate"], {"intermediate": False}),
-        (["--teacher", "a.onnx", "--teacher-tensor", "f"], {"teacher_weight": 3.0}),
-        (
-            ["--teacher", "a.onnx", "--teacher-tensor", "f", "--teacher-weight", ".5"],
-            {"teacher_weight": 0.5},
-        ),
         (["--optimizer", "sgd"], {"optimizer": "sgd"}),
         (["--learning-rate", "0.1"], {"learning_rate": 0.1}),
         (["--trunk-learning-rate", "0.2"], {"trunk_learning_rate": 0.2}),
@@ -88,6 +83,12 @@ def test_a_setting_changes_its_part_of_the_recipe(
 ) -> None:
     """And no other; 0 is a value, not `as the preset`."""
     assert parse("--preset", name, *words).recipe() == replace(RECIPES[name], **changes)
+
+
+def test_a_teacher_s_weight() -> None:
+    teacher = ["--preset", "cpm-lite", "--teacher", "a.onnx", "--teacher-tensor", "f"]
+    assert parse(*teacher).recipe() == replace(RECIPES["cpm-lite"], teacher_weight=3.0)
+    assert parse(*teacher, "--teacher-weight", ".5").recipe().teacher_weight == 0.5
 
 
 def test_every_part_of_the_recipe_can_be_set_or_comes_with_the_preset() -> None:
@@ -129,6 +130,10 @@ def test_every_part_of_the_recipe_can_be_set_or_comes_with_the_preset() -> None:
         (["--teacher", "a.onnx"], "--teacher and --teacher-tensor go together"),
         (["--teacher-tensor", "f"], "--teacher and --teacher-tensor go together"),
         (["--teacher-weight", "2"], "--teacher-weight goes with --teacher"),
+        (
+            ["--preset", "cpm", "--teacher", "a.onnx", "--teacher-tensor", "f"],
+            "--teacher goes with --optimizer adamw",
+        ),
         (["--label-sigma", "1"], "--label-sigma .*: expected two factors"),
         (["--label-sigma", "2", "0"], "--label-sigma .*: expected two factors"),
         (["--label-sigma", "nan", "1"], "--label-sigma"),

@@ -108,16 +108,17 @@ def test_a_vgg_trunk_brings_its_colours(vgg16: str, tmp_path: Path) -> None:
     assert make_start(settings(preset="cpm-vgg"), LSP).config.mean == (128, 128, 128)
 
 
-def test_a_teacher_says_how_much_there_is_to_learn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Workers find its file from whatever folder."""
+def test_a_teacher_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find its file from whatever folder; it was run once before they start."""
     spec = write_teacher(tmp_path)
     monkeypatch.chdir(tmp_path)
     given = settings(teacher=Path(spec.path).name, teacher_tensor=spec.tensor)
-    assert given.taught_by == spec
-    assert make_start(given, LSP).teacher_channels == 3
-    assert settings().taught_by is None
+    assert given.teacher_spec == spec
+    make_start(given, LSP)
+    spoilt = write_teacher(tmp_path, scale=np.inf)
+    with pytest.raises(UsageError, match="values of means are not finite"):
+        make_start(settings(teacher=spoilt.path, teacher_tensor=spoilt.tensor), LSP)
+    assert settings().teacher_spec is None
 
 
 @pytest.mark.parametrize(
