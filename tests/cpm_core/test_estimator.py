@@ -80,7 +80,8 @@ def test_threads_agree_with_one(count, options, three_threads):
     side_by_side = cpm_core.load("cpm-lite", device="cpu", **options)
     torch.set_num_threads(1)
     alone = cpm_core.load("cpm-lite", device="cpu", **options)
-    shape = (count, len(alone.cropper.scales), 256, 256, 3)
+    side = alone.cropper.size
+    shape = (count, len(alone.cropper.scales), side, side, 3)
     crops = np.random.default_rng(count).integers(0, 256, shape, np.uint8)
     torch.set_num_threads(3)
     found = side_by_side.estimate_crops(crops)
