@@ -8,8 +8,8 @@ The estimator from uint8 crops to keypoints, with random weights but for `cpm-li
 uint8 crops to belief maps. The peak is what a product of two matrices (4096) reaches on the same
 device, threads and type; a share above 1 means that the network does with less arithmetic. "Error"
 is the largest distance from the maps in fp64, as a part of their largest value. Every measurement
-is in a process of its own, in turn, so that thread pools do not disturb each other. The peers need
-`pip install -e '.[bench]'`.
+is in a process of its own, in turn, so that thread pools do not disturb each other. `make
+.venv-bench/ready` installs what the peers need.
 """
 
 from __future__ import annotations

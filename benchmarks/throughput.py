@@ -9,8 +9,8 @@ computes in fp32, use our estimator with the same precision. Every one runs in t
 LAYOUTS. Rounds alternate, so that a slow spell of the machine hits all. The rate is
 taken between the first fifth of the pictures and the last, once everybody runs; start-up and the
 whole time are reported apart. Memory is the largest sum of the proportional set sizes of all
-processes, in a round of its own, since to look at it costs time. Needs `pip install -e '.[bench]'`.
-Linux only.
+processes, in a round of its own, since to look at it costs time. Linux only; `make
+.venv-bench/ready` installs what it needs.
 """
 
 from __future__ import annotations

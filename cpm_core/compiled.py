@@ -10,7 +10,7 @@ seconds.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +28,13 @@ class CompiledNetwork:
     """A network in eval mode, compiled for images of one size.
 
     Called with images (N, 3, S, S) of uint8 it returns what the network does, float32 maps of every
-    stage. `batch` images, or one, go through the network at a time, `streams` such parts side by
-    side, with `threads` / `streams` CPU threads each. Several threads may call it.
+    stage. `batch` of them, or one, go through the network at a time, `streams` such parts side by
+    side with `threads` / `streams` CPU threads each. Where there is only one part, it has all
+    threads. Several threads may call it.
 
-    OpenVINO itself is called from threads of its own: in those that Python has not made (Daft's,
-    Ray's) it leaves Python with a wrong idea of them, and the process dies.
+    OpenVINO itself is called from threads of its own, or the main one, which is quicker for a lone
+    image: in threads that Python has not made (Daft's, Ray's) it leaves Python with a wrong idea of
+    them, and the process dies.
     """
 
     def __init__(
@@ -44,33 +46,49 @@ class CompiledNetwork:
         streams: int = 1,
         batch: int = 1,
     ) -> None:
+        models = {n: translate(network, n, size) for n in {1, batch}}
         self._batch = batch
-        hints = {
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": streams,
-            # Estimators on one machine know nothing of each other and would share a core.
-            "ENABLE_CPU_PINNING": False,
-        }
-        core = ov.Core()
-        self._compiled = {
-            n: core.compile_model(translate(network, n, size), "CPU", hints) for n in {1, batch}
-        }
-        self._threads = ThreadPoolExecutor(streams, "openvino")
-        self._own = threading.local()
+        self._side_by_side = _Streams(models, bf16, threads, streams)
+        self._together = self._side_by_side if streams == 1 else _Streams(models, bf16, threads, 1)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         # OpenVINO's inputs are (N, S, S, 3), as crops are: mostly no copy.
         crops = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-        whole = len(crops) - len(crops) % self._batch
-        parts = self._threads.map(
-            self._infer,
+        is_one = len(crops) in (1, self._batch)
+        streams = self._together if is_one else self._side_by_side
+        whole = len(crops) - len(crops) % (self._batch * streams.count)
+        parts = streams.infer(
             [
                 *(crops[n : n + self._batch] for n in range(0, whole, self._batch)),
                 *(crops[n : n + 1] for n in range(whole, len(crops))),
-            ],
+            ]
         )
         return [torch.from_numpy(np.concatenate(stage)) for stage in zip(*parts, strict=True)]
+
+
+class _Streams:
+    """A network compiled for batches of some sizes, of which `count` are in the making at a
+    time."""
+
+    def __init__(self, models: dict[int, ov.Model], bf16: bool, threads: int, count: int) -> None:
+        self.count = count
+        hints = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": count,
+            # Estimators on one machine know nothing of each other and would share a core.
+            "ENABLE_CPU_PINNING": False,
+        }
+        core = ov.Core()
+        self._compiled = {n: core.compile_model(m, "CPU", hints) for n, m in models.items()}
+        self._threads = ThreadPoolExecutor(count, "openvino")
+        self._own = threading.local()
+
+    def infer(self, batches: Sequence[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.float32]]]:
+        """The maps of every stage of each batch."""
+        if len(batches) == 1 and threading.current_thread() is threading.main_thread():
+            return map(self._infer, batches)
+        return self._threads.map(self._infer, batches)
 
     def _infer(self, crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         # A request serves one call at a time: every thread has its own.

@@ -26,7 +26,10 @@ def decode(maps: Tensor, cell_offset: float = 3.5, refinement: Refinement = "gau
     height, width = maps.shape[-2:]
     maps = maps.float()
     flat = maps.flatten(-2)
-    score, index = flat.max(dim=-1)
+    # Not `max`, which calls torch's threads, even for a few maps: they then spin for milliseconds,
+    # on the CPUs of the next network.
+    index = flat.argmax(dim=-1)
+    score = flat.gather(-1, index[..., None])[..., 0]
     row, column = index // width, index % width
     x, y = column.float(), row.float()
     if refinement != "none":

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import cpm_core
+from cpm_core import cpu
 from cpm_core.errors import ConfigError
 from cpm_core.estimator import RELEASE_SCALES
 from cpm_core.skeleton import load_skeleton
@@ -73,10 +74,22 @@ def three_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 13])
-@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (0.8, 1.0)}], ids=str)
-def test_threads_agree_with_one(count, options, three_threads):
+VIEWS = {"flip": True, "scales": (0.8, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("count", "has_openvino", "options"),
+    [
+        *((count, True, options) for count in (0, 1, 4, 41) for options in ({}, VIEWS)),
+        *((count, False, {}) for count in (0, 1, 13)),
+        (5, False, VIEWS),
+        (5, False, {"precision": "bf16"}),
+    ],
+)
+def test_threads_agree_with_one(count, options, has_openvino, three_threads, monkeypatch):
     """Each has crops of its own, which come back in their order."""
+    if not has_openvino:
+        monkeypatch.setattr(cpu, "_has_openvino", lambda: False)
     side_by_side = cpm_core.load("cpm-lite", device="cpu", **options)
     torch.set_num_threads(1)
     alone = cpm_core.load("cpm-lite", device="cpu", **options)
