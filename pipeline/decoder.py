@@ -14,11 +14,11 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +32,7 @@ from pipeline.messages import (
     Failure,
     Finished,
     FrameResult,
+    Line,
     Probe,
 )
 from pipeline.units import Unit
@@ -49,31 +50,29 @@ Answer = tuple[FrameResult | Finished | Failure, NDArray[np.uint8] | None]
 
 def main() -> None:
     """Serve one parent until it is gone."""
-    connection, lifeline = Connection(int(sys.argv[1])), int(sys.argv[2])
+    line, lifeline = Line(socket.socket(fileno=int(sys.argv[1]))), int(sys.argv[2])
     _die_with_parent(lifeline)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_OOM_SCORE)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
-            _serve(connection, connection.recv())
+            _serve(line, line.receive())
         except MemoryError:
             # A message was cut off in the middle: only a new process can go on.
             os._exit(OUT_OF_MEMORY)
 
 
-def _serve(connection: Connection, config: DecoderConfig) -> None:
+def _serve(line: Line, config: DecoderConfig) -> None:
     from pipeline.worker import UnitWorker
 
-    worker = UnitWorker(config, _Heartbeat(connection))
+    worker = UnitWorker(config, _Heartbeat(line))
     _limit_memory(config.max_memory)
     # Its first unit's time starts now.
-    connection.send(Alive())
+    line.send(Alive())
     while True:
-        request, data = connection.recv()
+        request, data = line.receive()
         for reply, crops in _answer(worker, request, data):
-            connection.send(reply)
-            if crops is not None and crops.size:
-                connection.send_bytes(crops.data.cast("B"))
+            line.send(reply, crops.data if crops is not None and crops.size else None)
 
 
 def _answer(worker: UnitWorker, request: Unit | Probe, data: bytes | None) -> Iterator[Answer]:
@@ -96,15 +95,15 @@ def _answer(worker: UnitWorker, request: Unit | Probe, data: bytes | None) -> It
 class _Heartbeat:
     """Tells the parent, at most once a second, that work goes on."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, line: Line) -> None:
+        self.line = line
         self.last = 0.0
 
     def __call__(self) -> None:
         now = time.monotonic()
         if now - self.last >= _ALIVE_EVERY_S:
             self.last = now
-            self.connection.send(Alive())
+            self.line.send(Alive())
 
 
 def _die_with_parent(lifeline: int) -> None:

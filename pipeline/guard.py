@@ -6,11 +6,10 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from math import prod
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import InputError
@@ -21,6 +20,7 @@ from pipeline.messages import (
     Failure,
     Finished,
     FrameResult,
+    Line,
     Probe,
 )
 from pipeline.units import Unit
@@ -42,7 +42,7 @@ class Decoder:
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._line: Line | None = None
         self._lifeline: int | None = None
         self._fresh = True
         self._busy = False
@@ -59,8 +59,9 @@ class Decoder:
         assert isinstance(finished, Finished)
         return finished.value  # type: ignore[no-any-return]
 
-    def frames(self, unit: Unit, data: bytes | None) -> Iterator[tuple[FrameResult, bytes]]:
-        """Frames of a unit with their crops as bytes, in order. May raise InputError after some."""
+    def frames(self, unit: Unit, data: bytes | None) -> Iterator[tuple[FrameResult, memoryview]]:
+        """Frames of a unit with the bytes of their crops, in order. May raise InputError after
+        some."""
         for reply, crops in self._ask(unit, data):
             if isinstance(reply, FrameResult):
                 yield reply, crops
@@ -75,23 +76,23 @@ class Decoder:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if self._connection is not None:
-            self._connection.close()
+        if self._line is not None:
+            self._line.close()
         if self._lifeline is not None:
             os.close(self._lifeline)
-        self._process = self._connection = self._lifeline = None
+        self._process = self._line = self._lifeline = None
         self._busy = False
 
     def _ask(
         self, request: Unit | Probe, data: bytes | None
-    ) -> Iterator[tuple[FrameResult | Finished, bytes]]:
+    ) -> Iterator[tuple[FrameResult | Finished, memoryview]]:
         """Answers of the process, Finished last."""
         try:
-            connection = self._ready()
+            line = self._ready()
             self._busy = True
-            connection.send((request, data))
+            line.send((request, data))
             while True:
-                reply = self._receive(connection)
+                reply = self._receive(line)
                 if isinstance(reply, Alive):
                     continue
                 self._busy = isinstance(reply, FrameResult)
@@ -100,8 +101,8 @@ class Decoder:
                         # Whatever filled it must not be left to the next unit.
                         self.close()
                     raise InputError(reply.code, reply.message)
-                has_crops = isinstance(reply, FrameResult) and len(reply.boxes)
-                yield reply, self._receive_bytes(connection) if has_crops else b""
+                people = len(reply.boxes) if isinstance(reply, FrameResult) else 0
+                yield reply, line.receive_raw(people * prod(self.config.view_shape))
                 if not self._busy:
                     return
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
@@ -112,30 +113,24 @@ class Decoder:
             # What a connection raises when the other side dies in the middle of a message.
             raise self._post_mortem() from error
 
-    def _ready(self) -> Connection:
-        """The process's connection; a new one's where the old one cannot take a request.
+    def _ready(self) -> Line:
+        """The line to the process; to a new one where the old one cannot take a request.
 
         An idle process may be killed when the machine runs out of memory, which is not the next
         unit's fault. And after a unit that was left in mid-answer, the rest of it is in the pipe.
         """
-        # What is idle has nothing to say: if it can be read, it is the end of the pipe.
-        if self._busy or (self._connection is not None and self._connection.poll()):
+        # What is idle has nothing to say but that it is gone.
+        if self._busy or (self._line is not None and not self._line.is_silent()):
             self.close()
-        return self._connection or self._start()
+        return self._line or self._start()
 
-    def _receive(self, connection: Connection) -> Alive | FrameResult | Failure | Finished:
-        self._wait(connection)
-        return connection.recv()  # type: ignore[no-any-return]
-
-    def _receive_bytes(self, connection: Connection) -> bytes:
-        self._wait(connection)
-        return connection.recv_bytes()
-
-    def _wait(self, connection: Connection) -> None:
-        # The first thing it says, after its imports, is that it is there.
-        if not connection.poll(self.config.max_seconds + (_START_SECONDS if self._fresh else 0)):
-            raise self._timed_out()
-        self._fresh = False
+    def _receive(self, line: Line) -> Alive | FrameResult | Failure | Finished:
+        reply: Alive | FrameResult | Failure | Finished = line.receive()
+        if self._fresh:
+            # The first thing it says, after its imports, is that it is there.
+            self._fresh = False
+            line.wait_at_most(self.config.max_seconds)
+        return reply
 
     def _timed_out(self) -> InputError:
         self.close()
@@ -158,14 +153,11 @@ class Decoder:
         reason = signal.strsignal(-code) if named else f"exit code {code}"  # type: ignore[operator]
         return InputError("worker_crashed", f"the decoder process died: {reason}")
 
-    def _start(self) -> Connection:
+    def _start(self) -> Line:
         ours, theirs = socket.socketpair()
         read_end, self._lifeline = os.pipe()
-        # Poll covers the wait for an answer; this, one that stops in the middle of a message.
-        limit = struct.pack("@ll", int(self.config.max_seconds + _START_SECONDS), 0)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._connection = Connection(ours.detach())
+        self._line = Line(ours)
+        self._line.wait_at_most(self.config.max_seconds + _START_SECONDS)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.decoder", str(theirs.fileno()), str(read_end)],
             pass_fds=(theirs.fileno(), read_end),
@@ -188,5 +180,5 @@ class Decoder:
         theirs.close()
         os.close(read_end)
         self._fresh = True
-        self._connection.send(self.config)
-        return self._connection
+        self._line.send(self.config)
+        return self._line

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import socket
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,3 +86,59 @@ class Finished:
     """The unit is done. `value` answers a probe."""
 
     value: Any = None
+
+
+class Line:
+    """One end of a socket between the two. A message is pickled; raw bytes may follow it.
+
+    multiprocessing's own connection copies what it receives four times, and asks the kernel three
+    times as often. Both raise EOFError when the other side is gone, and OSError.
+    """
+
+    _LENGTH = struct.Struct("!Q")
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def send(self, message: object, raw: memoryview | None = None) -> None:
+        """A message and the bytes that follow it."""
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        self._socket.sendall(self._LENGTH.pack(len(data)) + data)
+        if raw is not None:
+            self._socket.sendall(raw)
+
+    def receive(self) -> Any:
+        """The next message."""
+        (length,) = self._LENGTH.unpack(self.receive_raw(self._LENGTH.size))
+        return pickle.loads(self.receive_raw(length))
+
+    def receive_raw(self, count: int) -> memoryview:
+        """So many bytes that follow a message."""
+        whole = np.empty(count, np.uint8).data
+        left = whole
+        while left:
+            received = self._socket.recv_into(left, flags=socket.MSG_WAITALL)
+            if not received:
+                raise EOFError
+            left = left[received:]
+        return whole
+
+    def wait_at_most(self, seconds: float) -> None:
+        """From now on raise BlockingIOError when nothing can be sent or received for so long."""
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+
+    def is_silent(self) -> bool:
+        """Whether the other side is there and has said nothing that was not received."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()

@@ -28,9 +28,9 @@ class UnitRows:
 
     unit: Unit
     rows: list[dict[str, object]] = field(default_factory=list)
-    crops: list[bytes] = field(default_factory=list)
+    crops: list[bytes | memoryview] = field(default_factory=list)
 
-    def add_frame(self, frame: FrameResult, crops: bytes) -> None:
+    def add_frame(self, frame: FrameResult, crops: bytes | memoryview) -> None:
         """A decoded frame: a row per person, or one that says that nobody is there."""
         common = self._common() | {
             "frame_index": frame.frame_index,
