@@ -110,14 +110,14 @@ class Decoder:
         except BlockingIOError as error:
             raise self._timed_out() from error
         except OSError as error:
-            # What a connection raises when the other side dies in the middle of a message.
+            # What a socket raises when the other side dies in the middle of a message.
             raise self._post_mortem() from error
 
     def _ready(self) -> Line:
         """The line to the process; to a new one where the old one cannot take a request.
 
         An idle process may be killed when the machine runs out of memory, which is not the next
-        unit's fault. And after a unit that was left in mid-answer, the rest of it is in the pipe.
+        unit's fault. And after a unit that was left in mid-answer, the rest of it is on the line.
         """
         # What is idle has nothing to say but that it is gone.
         if self._busy or (self._line is not None and not self._line.is_silent()):

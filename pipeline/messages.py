@@ -91,8 +91,9 @@ class Finished:
 class Line:
     """One end of a socket between the two. A message is pickled; raw bytes may follow it.
 
-    multiprocessing's own connection copies what it receives four times, and asks the kernel three
-    times as often. Both raise EOFError when the other side is gone, and OSError.
+    Bytes go straight to where they are wanted; multiprocessing's own connection would gather them
+    in pieces and copy them. Receiving raises EOFError when the other side is gone, and either way
+    OSError.
     """
 
     _LENGTH = struct.Struct("!Q")
@@ -125,7 +126,8 @@ class Line:
 
     def wait_at_most(self, seconds: float) -> None:
         """From now on raise BlockingIOError when nothing can be sent or received for so long."""
-        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        # 0 would mean for ever.
+        limit = struct.pack("@ll", *divmod(max(1, int(seconds * 1e6)), 1_000_000))
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
 

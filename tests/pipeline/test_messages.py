@@ -45,12 +45,13 @@ def test_one_that_hangs_up(ends, sent):
         Line(there).receive()
 
 
+@pytest.mark.parametrize("seconds", [0.05, 1e-9])
 @pytest.mark.parametrize("sent", [b"", b"\0" * 5, (100).to_bytes(8, "big") + b"half"])
-def test_one_that_stops_has_its_time(ends, sent):
+def test_one_that_stops_has_its_time(ends, sent, seconds):
     here, there = ends
     here.sendall(sent)
     line = Line(there)
-    line.wait_at_most(0.05)
+    line.wait_at_most(seconds)
     with pytest.raises(BlockingIOError):
         line.receive()
 
