@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,45 +18,58 @@ _SYMMETRIC = (STRIDE - 1) / 2
 """The cell offset with which the grid of cell centres is its own mirror image."""
 
 
-def decode(maps: Tensor, cell_offset: float = 3.5, refinement: Refinement = "gaussian") -> Tensor:
+def decode(
+    maps: Tensor, cell_offset: float = 3.5, refinement: Refinement = "gaussian"
+) -> NDArray[np.float32]:
     """Peaks of joint maps (..., H, W): (..., 3), x and y in pixels of the crop, belief at the peak.
 
     `gaussian` fits a Gaussian through the peak and its two neighbours along each axis, which is
     exact for an ideal map; `quarter` moves a quarter cell towards the higher neighbour; `none`
     gives the cell's centre, as the release. Scores are clipped to 0..1.
     """
-    height, width = maps.shape[-2:]
-    maps = maps.float()
-    flat = maps.flatten(-2)
-    # Not `max`, which calls torch's threads, even for a few maps: they then spin for milliseconds,
-    # on the CPUs of the next network.
-    index = flat.argmax(dim=-1)
-    score = flat.gather(-1, index[..., None])[..., 0]
-    row, column = index // width, index % width
-    x, y = column.float(), row.float()
+    width = maps.shape[-1]
+    # The peaks are looked for where the maps are. Their places are for NumPy: on a CPU, torch calls
+    # its threads even for a few logarithms, and they then spin for milliseconds on the CPUs that
+    # the next network wants.
+    found = _peaks(maps.detach().float()).cpu().numpy()
+    index, peak, left, right, above, below = np.moveaxis(found, -1, 0)
+    row, column = np.divmod(index, width)
     if refinement != "none":
-        x = x + _shift(flat, index, column, width, 1, refinement)
-        y = y + _shift(flat, index, row, height, width, refinement)
-    points = torch.stack([x, y], dim=-1) * STRIDE + cell_offset
-    return torch.cat([points, score.clamp(0, 1)[..., None]], dim=-1)
+        column = column + _shift(left, peak, right, refinement)
+        row = row + _shift(above, peak, below, refinement)
+    points = np.stack([column, row], axis=-1) * STRIDE + cell_offset
+    return np.concatenate([points, np.clip(peak, 0, 1)[..., None]], axis=-1, dtype=np.float32)
+
+
+def _peaks(maps: Tensor) -> Tensor:
+    """(..., 6) of maps (..., H, W): the largest value's place in the flattened map, the value, and
+    its neighbours left, right, above, below; on the map's edge the value itself for both."""
+    height, width = maps.shape[-2:]
+    flat = maps.flatten(-2)
+    if flat.device.type == "cpu":
+        index = torch.from_numpy(flat.numpy().argmax(axis=-1, keepdims=True))
+    else:
+        index = flat.argmax(dim=-1, keepdim=True)
+    row, column = index // width, index % width
+    beside = ((column > 0) & (column < width - 1)).long()
+    across = ((row > 0) & (row < height - 1)).long() * width
+    places = [index, index - beside, index + beside, index - across, index + across]
+    return torch.cat([index.float(), flat.gather(-1, torch.cat(places, dim=-1))], dim=-1)
 
 
 def _shift(
-    flat: Tensor, index: Tensor, position: Tensor, length: int, step: int, refinement: Refinement
-) -> Tensor:
-    """Offset in cells, within half a cell, along one axis; 0 for a peak on the map's edge."""
-    inner = (position > 0) & (position < length - 1)
-
-    def at(offset: int) -> Tensor:
-        neighbour = torch.where(inner, index + offset, index)
-        return flat.gather(-1, neighbour[..., None])[..., 0]
-
-    before, peak, after = at(-step), at(0), at(step)
+    before: NDArray[np.float32],
+    peak: NDArray[np.float32],
+    after: NDArray[np.float32],
+    refinement: Refinement,
+) -> NDArray[np.float32]:
+    """Offset of the peak in cells, within half a cell, along one axis; 0 where all are equal."""
     if refinement == "quarter":
-        return 0.25 * torch.sign(after - before)
-    a, b, c = (v.clamp(min=_TINY).log() for v in (before, peak, after))
-    curvature = 2 * b - a - c
-    return ((c - a) / (2 * curvature.clamp(min=_TINY))).clamp(-0.5, 0.5)
+        shift: NDArray[np.float32] = np.sign(after - before) / 4
+        return shift
+    a, b, c = (np.log(np.maximum(v, _TINY)) for v in (before, peak, after))
+    shift = (c - a) / (2 * np.maximum(2 * b - a - c, _TINY))
+    return shift.clip(-0.5, 0.5)
 
 
 def flip_back(maps: Tensor, flip_order: Tensor, cell_offset: float = 3.5) -> Tensor:

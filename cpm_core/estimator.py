@@ -177,8 +177,7 @@ class Estimator:
         if self.device.type == "cuda":
             images = images.pin_memory().to(self.device, non_blocking=True)
         maps = self._belief(images, every_stage)
-        points = decode(maps[:, : len(crops), :-1], self.info.config.cell_offset, self.refinement)
-        return points.cpu().numpy()
+        return decode(maps[:, : len(crops), :-1], self.info.config.cell_offset, self.refinement)
 
     def _padded(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """On a GPU, repeat the last crop up to the next fixed batch size: few shapes, few plans.
@@ -201,13 +200,19 @@ class Estimator:
                 mirrored = self._stages(x.flip(-1), every_stage)
                 pairs = zip(stages, mirrored, strict=True)
                 stages = [(a + flip_back(b, self.flip_order, offset)) / 2 for a, b in pairs]
-            views.append(torch.stack([resample(maps, 1 / scale, offset) for maps in stages]))
+            views.append(_stack([resample(maps, 1 / scale, offset) for maps in stages]))
         return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
 
     def _stages(self, images: Tensor, every_stage: bool) -> list[Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             stages: list[Tensor] = self.model(images)
         return [maps.float() for maps in (stages if every_stage else stages[-1:])]
+
+
+def _stack(stages: list[Tensor]) -> Tensor:
+    """(T, ...) of T tensors; not even a copy of a lone one, for which torch would call its
+    threads (see `decode`)."""
+    return torch.stack(stages) if len(stages) > 1 else stages[0][None]
 
 
 def _suits_bf16(device: torch.device) -> bool:

@@ -229,9 +229,7 @@ def stage_pck(
         images = batch.crops.permute(0, 3, 1, 2)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             maps = model(images)
-        points = [
-            decode(stage[:, :-1], model.config.cell_offset)[..., :2].cpu().numpy() for stage in maps
-        ]
+        points = [decode(stage[:, :-1], model.config.cell_offset)[..., :2] for stage in maps]
         predicted.append(points)
         size = batch.crops.shape[1]
         labels.append(batch.keypoints.cpu().numpy())

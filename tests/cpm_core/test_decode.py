@@ -15,6 +15,11 @@ def ideal(points, sigma=8.0, offset=3.5):
     return belief_maps(points, labelled, CELLS, sigma, offset)
 
 
+def decoded(maps, *options):
+    """`decode`, as a tensor."""
+    return torch.from_numpy(decode(maps, *options))
+
+
 def spread(low, high, count=200):
     """(1, count, 2) random points."""
     return low + (high - low) * torch.rand(1, count, 2)
@@ -25,7 +30,7 @@ def spread(low, high, count=200):
 def test_gaussian_refinement_is_exact_on_ideal_maps(sigma, offset):
     # Anywhere but in the outermost cells, which lack a neighbour.
     points = spread(offset + 4.1, offset + 8 * (CELLS - 1) - 4.1)
-    found = decode(ideal(points, sigma, offset)[:, :-1], offset)
+    found = decoded(ideal(points, sigma, offset)[:, :-1], offset)
     assert float((found[..., :2] - points).abs().max()) < 0.05
     assert found[..., 2].min() > 0.7
 
@@ -44,7 +49,7 @@ def test_gaussian_refinement_is_exact_on_ideal_maps(sigma, offset):
 def test_refinements(refinement, dx, dy, expected):
     centre = torch.tensor([8 * 5 + 3.5, 8 * 9 + 3.5])
     maps = ideal((centre + torch.tensor([dx, dy]))[None, None])
-    found = decode(maps[:, :-1], 3.5, refinement)[0, 0, :2] - centre
+    found = decoded(maps[:, :-1], 3.5, refinement)[0, 0, :2] - centre
     torch.testing.assert_close(found, torch.tensor(expected).float(), atol=0.01, rtol=0)
 
 
@@ -59,45 +64,45 @@ def test_refinements(refinement, dx, dy, expected):
     ],
 )
 def test_peaks_in_a_corner_stay_at_the_cells_centre(refinement, point, cell):
-    found = decode(ideal(torch.tensor([[point]]))[:, :-1], 3.5, refinement)[0, 0, :2]
+    found = decoded(ideal(torch.tensor([[point]]))[:, :-1], 3.5, refinement)[0, 0, :2]
     torch.testing.assert_close(found, torch.tensor(cell) * 8 + 3.5)
 
 
 def test_a_peak_on_an_edge_is_refined_along_it():
-    found = decode(ideal(torch.tensor([[[1.0, 62.0], [62.0, 126.0]]]))[:, :-1])[0, :, :2]
+    found = decoded(ideal(torch.tensor([[[1.0, 62.0], [62.0, 126.0]]]))[:, :-1])[0, :, :2]
     torch.testing.assert_close(found, torch.tensor([[3.5, 62.0], [62.0, 123.5]]), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("factor", "score"), [(1.7, 1.0), (0.5, 0.5), (0.0, 0.0), (-1.0, 0.0)])
 def test_scores_are_the_peaks_clipped(factor, score):
     maps = factor * ideal(torch.tensor([[[43.5, 43.5]]]))[:, :-1]
-    found = decode(maps)[0, 0]
+    found = decoded(maps)[0, 0]
     assert float(found[2]) == pytest.approx(score)
     assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
 def test_flat_maps_are_decoded_to_the_first_cell(value):
-    found = decode(torch.full((2, 3, 8, 8), value))
+    found = decoded(torch.full((2, 3, 8, 8), value))
     assert found.shape == (2, 3, 3)
     assert (found[..., :2] == 3.5).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (2, 3)])
 def test_tiny_maps(shape):
-    found = decode(torch.rand(4, *shape))
+    found = decoded(torch.rand(4, *shape))
     assert found.shape == (4, 3)
     assert found.isfinite().all()
 
 
 def test_any_leading_axes():
     maps = torch.rand(2, 5, 3, 9, 7)
-    torch.testing.assert_close(decode(maps)[1, 4, 2], decode(maps[1, 4, 2]))
+    torch.testing.assert_close(decoded(maps)[1, 4, 2], decoded(maps[1, 4, 2]))
 
 
 def test_half_precision_maps_are_decoded_in_full():
     points = spread(20, 100, 50)
-    found = decode(ideal(points)[:, :-1].to(torch.bfloat16))
+    found = decoded(ideal(points)[:, :-1].to(torch.bfloat16))
     assert found.dtype == torch.float32
     assert float((found[..., :2] - points).abs().max()) < 0.5
 
@@ -115,10 +120,10 @@ def mirrored(points, skeleton):
 def test_mirrored_maps_flipped_back_give_the_same_keypoints(offset, tolerance):
     skeleton = load_skeleton("lsp14")
     points = spread(28, SIZE - 29, 14 * 20).view(20, 14, 2)
-    expected = decode(ideal(points, 8.0, offset)[:, :-1], offset)
+    expected = decoded(ideal(points, 8.0, offset)[:, :-1], offset)
     maps = ideal(mirrored(points, skeleton), 8.0, offset)
     back = flip_back(maps, torch.from_numpy(skeleton.flip_order), offset)
-    found = decode(back[:, :-1], offset)
+    found = decoded(back[:, :-1], offset)
     assert float((found[..., :2] - expected[..., :2]).abs().max()) < tolerance
     # The background is still last and still says where nobody is.
     assert float((back[:, -1] - (1 - back[:, :-1].amax(dim=1))).abs().max()) < 0.2
@@ -139,7 +144,7 @@ def test_views_speak_of_the_same_places(scale, offset):
     view = middle + scale * (points - middle)
     maps = resample(ideal(view, 8.0, offset), 1 / scale, offset)
     assert maps.shape == (1, 101, CELLS, CELLS)
-    found = decode(maps[:, :-1], offset)
+    found = decoded(maps[:, :-1], offset)
     assert float((found[..., :2] - points).abs().max()) < 0.3
 
 
