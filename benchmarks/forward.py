@@ -4,12 +4,12 @@ onnxruntime and OpenVINO.
     python -m benchmarks.forward [--presets cpm-lite cpm cpm-vgg] [--batches 1 4 16 64]
     python -m benchmarks.forward --device cuda --batches 1 8 32 64 128     # on a machine with a GPU
 
-The estimator from uint8 crops to keypoints, with random weights but for `cpm-lite`; peers from
-uint8 crops to belief maps. The peak is what a product of two matrices (4096) reaches on the same
-device, threads and type; a share above 1 means that the network does with less arithmetic. "Error"
-is the largest distance from the maps in fp64, as a part of their largest value. Every measurement
-is in a process of its own, in turn, so that thread pools do not disturb each other. `make
-.venv-bench/ready` installs what the peers need.
+"ours" is the estimator from uint8 crops to keypoints, with random weights but for `cpm-lite`;
+"our-network" and the peers go from uint8 crops to belief maps. The peak is what a product of two
+matrices (4096) reaches on the same device, threads and type; a share above 1 means that the network
+does with less arithmetic. "Error" is the largest distance from the maps in fp64, as a part of their
+largest value. Every measurement is in a process of its own, in turn, so that thread pools do not
+disturb each other. `make .venv-bench/ready` installs what the peers need.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ _ENGINES = {
     "cpu": (
         "ours fp32",
         "ours bf16",
+        "our-network fp32",
+        "our-network bf16",
         "PyTorch fp32",
         "PyTorch bf16",
         "onnxruntime fp32",
@@ -83,12 +85,13 @@ def main() -> None:
 def all_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every engine on every preset, each round in turn."""
     rows = []
+    engines = options.engines or engines_of(options.device)
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     with tempfile.TemporaryDirectory(prefix="posemill-forward-") as folder:
         for name in options.presets:
             found: dict[str, list[dict[str, Any]]] = {}
             for _ in range(options.rounds):
-                for engine in options.engines or _ENGINES[options.device]:
+                for engine in engines:
                     command = [sys.executable, "-m", "benchmarks.forward", "--one"]
                     command += [f"{engine}|{name}|{folder}", "--device", options.device]
                     command += ["--threads", str(options.threads)]
@@ -99,6 +102,16 @@ def all_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append({"preset": name, "engine": engine, **_medians(runs)})
                 print(rows[-1], file=sys.stderr, flush=True)
     return rows
+
+
+def engines_of(device: str) -> list[str]:
+    """Those worth measuring: without instructions for bf16, a CPU takes minutes for the product of
+    two matrices alone."""
+    engines = _ENGINES[device]
+    if device == "cuda" or cpu.has_bf16():
+        return list(engines)
+    print("no bf16: this CPU has no instructions for it", file=sys.stderr)
+    return [engine for engine in engines if not engine.endswith("bf16")]
 
 
 def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -157,6 +170,14 @@ def _ours(weights: Weights, precision: str, _: Path, options: argparse.Namespace
     return lambda crops: estimator.estimate_crops(crops[:, None]), maps
 
 
+def _our_network(
+    weights: Weights, precision: str, folder: Path, options: argparse.Namespace
+) -> Engine:
+    """As ours, up to the belief maps: what the peers do."""
+    _, maps = _ours(weights, precision, folder, options)
+    return maps, maps
+
+
 def _pytorch(weights: Weights, precision: str, folder: Path, options: argparse.Namespace) -> Engine:
     """As ours where there is no OpenVINO."""
     with mock.patch.object(cpu, "_has_openvino", return_value=False):
@@ -207,7 +228,13 @@ def _openvino(
     return maps, maps
 
 
-MAKERS = {"ours": _ours, "PyTorch": _pytorch, "onnxruntime": _onnxruntime, "OpenVINO": _openvino}
+MAKERS = {
+    "ours": _ours,
+    "our-network": _our_network,
+    "PyTorch": _pytorch,
+    "onnxruntime": _onnxruntime,
+    "OpenVINO": _openvino,
+}
 
 
 def error_of(maps: Maps, weights: Weights, crops: NDArray[np.uint8]) -> float:
