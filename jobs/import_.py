@@ -11,6 +11,7 @@ if __package__ in (None, ""):
 
 from jobs.run import NOTHING_KEPT, run
 from pipeline.importing import ImportSettings, import_samples
+from pipeline.picture_files import check_picture_name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,10 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job(settings: ImportSettings) -> None:
         if settings.preview:
-            # Here, since it loads PyTorch; the name before an hour's work, not after it.
-            from pipeline.sample_sheet import check_picture_name, write_sheet
-
-            check_picture_name(settings.preview)
+            check_picture_name(settings.preview)  # Before an hour's work, not after it.
         counts = import_samples(settings)
         splits = ", ".join(f"{split} {count:,}" for split, count in sorted(counts.splits.items()))
         print(
@@ -30,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{counts.without_joints + counts.too_small:,} people"
         )
         if settings.preview:
+            from pipeline.sample_sheet import write_sheet  # It loads PyTorch.
+
             count = write_sheet(settings.output, settings.preview, options=settings.storage)
             print(f"{settings.preview}: {count} samples")
 

@@ -14,8 +14,8 @@ from cpm_core.skeleton import Skeleton
 from pipeline.config import setting
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
+from pipeline.picture_files import check_picture_name, write_picture
 from pipeline.pictures import decode_picture
-from pipeline.sample_sheet import check_picture_name, write_picture
 from pipeline.settings import Settings
 from pipeline.storage import StorageOptions
 from pipeline.weights import estimator

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,12 +15,12 @@ from cpm_core.config import CpmConfig, preset
 from cpm_core.skeleton import Skeleton
 from cpm_core.weights import WeightsInfo
 from pipeline.errors import UsageError
+from pipeline.picture_files import check_picture_name, write_picture
 from pipeline.samples import RowReader, SampleTable, decode_sample
 from pipeline.storage import StorageOptions
 
 _NETWORK = preset("cpm-lite")
 _COLUMNS = 3
-_FORMATS = (".jpg", ".jpeg", ".png")
 
 
 def write_sheet(
@@ -56,23 +55,6 @@ def write_sheet(
         raise UsageError(f"{samples}: no samples")
     write_picture(to, tile_sheet(tiles, captions, _COLUMNS))
     return len(tiles)
-
-
-def check_picture_name(to: str) -> None:
-    """Raise UsageError for a name that no picture can be written under, before any work is done."""
-    if not to.lower().endswith(_FORMATS):
-        raise UsageError(f"cannot write {to}: a picture's name ends with {', '.join(_FORMATS)}")
-
-
-def write_picture(to: str, picture: NDArray[np.uint8]) -> None:
-    """Write an RGB picture (H, W, 3) to a local file. Raises UsageError."""
-    check_picture_name(to)
-    try:
-        written = cv2.imwrite(to, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    except cv2.error as error:
-        raise UsageError(f"cannot write {to}: {error.err}") from error
-    if not written:
-        raise UsageError(f"cannot write {to}: use a folder that exists and may be written to")
 
 
 def _spread(table: SampleTable, count: int) -> Iterator[dict[str, Any]]:

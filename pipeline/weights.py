@@ -1,18 +1,23 @@
-"""Weights by name, path or URL."""
+"""Weights by name, path or URL.
+
+PyTorch is imported where it is used: a command tells its settings, or what is wrong with them,
+seconds sooner without.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from cpm_core.errors import CpmError
-from cpm_core.estimator import Estimator, Precision
-from cpm_core.weights import Weights, load_weights
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
 from pipeline.storage import StorageOptions
+
+if TYPE_CHECKING:
+    from cpm_core.estimator import Estimator, Precision
+    from cpm_core.weights import Weights
 
 _MAX_BYTES = 1 << 32
 
@@ -26,6 +31,10 @@ def estimator(
     scales: tuple[float, ...] = (1.0,),
 ) -> Estimator:
     """An estimator with weights by name, path or URL. Raises UsageError."""
+    import torch
+
+    from cpm_core.estimator import Estimator
+
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU that PyTorch can use here; leave it out")
     weights = read_weights(name, options)
@@ -37,6 +46,8 @@ def estimator(
 
 def read_weights(name: str, options: StorageOptions) -> Weights:
     """Shipped weights, a `.safetensors` file, or one at any fsspec URL. Raises UsageError."""
+    from cpm_core.weights import load_weights
+
     try:
         if "://" not in name:
             return load_weights(name)
