@@ -67,15 +67,22 @@ class Teacher:
 
     def answer(self, image: NDArray[np.uint8], box: Array) -> Answers:
         """What it says of the person in a box of a picture."""
-        matrix = crop_matrix(box, SIZE, BOX_FACTOR)
+        plain, mirrored = self.look(image, box, BOX_FACTOR)
+        side = BOX_FACTOR * box[2:].max()
+        apart = np.linalg.norm(plain[:, :2] - mirrored[:, :2], axis=1) / side
+        points = (plain[:, :2] + mirrored[:, :2]) / 2
+        return Answers(points, np.minimum(plain[:, 2], mirrored[:, 2]), apart)
+
+    def look(self, image: NDArray[np.uint8], box: Array, factor: float) -> Array:
+        """Answers (2, J, 3) for a square of `factor` times the box, plain and mirrored: x and y in
+        pixels of the picture, score."""
+        matrix = crop_matrix(box, SIZE, factor)
         crop = warp(image, matrix, SIZE)
         plain, mirrored = self._run(crop), self._run(crop[:, ::-1])[self.flip_order]
         mirrored[:, 0] = SIZE - 1 - mirrored[:, 0]
-        points = (plain[:, :2] + mirrored[:, :2]) / 2
-        apart = np.linalg.norm(plain[:, :2] - mirrored[:, :2], axis=1) / SIZE
-        scores = np.minimum(plain[:, 2], mirrored[:, 2])
-        in_picture = transform(points, invert(matrix))
-        return Answers(in_picture[self.theirs], scores[self.theirs], apart[self.theirs])
+        both = np.stack([plain, mirrored])[:, self.theirs]
+        both[..., :2] = transform(both[..., :2], invert(matrix))
+        return both
 
     def _run(self, crop: NDArray[np.uint8]) -> Array:
         """(17, 3): x and y in pixels of the crop, score."""
