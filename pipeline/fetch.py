@@ -1,8 +1,9 @@
 """Bytes of an object, with failures sorted into rows and retries.
 
 Transient failures (throttling, resets, time-outs) are tried again with growing, jittered pauses; a
-missing or forbidden object is not. All attempts together have `_PATIENCE_S`: storage that hands out
-a byte now and then never times out by itself.
+missing or forbidden object is not, nor what a web server will not give however often it is asked.
+All attempts together have `_PATIENCE_S`: storage that hands out a byte now and then never times out
+by itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _ROUNDS = 2
 """Attempts where botocore has tried eight times already, within half a minute."""
 _FIRST_PAUSE_S = 0.25
 _PATIENCE_S = 300.0
+_LATER, _GONE, _FORBIDDEN = (408, 425, 429), (404, 410), (401, 402, 403, 407, 451)
+"""Status codes of HTTP."""
 
 
 def fetch(uri: str, options: StorageOptions, max_bytes: int) -> bytes:
@@ -56,6 +59,8 @@ def _read_remote(uri: str, options: StorageOptions, max_bytes: int) -> bytes:
         except Exception as error:  # file systems raise what comes
             if _is_empty(error):
                 return b""
+            if (refusal := _refusal(error)) is not None:
+                raise refusal from error
             most = _ROUNDS if _was_retried(error) else _ATTEMPTS
             if attempt >= most or time.monotonic() >= deadline:
                 reason = str(error) or type(error).__name__
@@ -93,6 +98,17 @@ def _was_retried(error: Exception) -> bool:
     What breaks off within a body, it has not.
     """
     return isinstance(error, EndpointConnectionError | ConnectTimeoutError) or bool(s3_code(error))
+
+
+def _refusal(error: Exception) -> InputError | None:
+    """What a web server's answer of 4xx means, unless it says to come again later."""
+    status = getattr(error, "status", None)
+    if not isinstance(status, int) or not 400 <= status < 500 or status in _LATER:
+        return None
+    if status in _GONE:
+        return InputError("not_found", f"the server has it no longer (HTTP {status})")
+    code = "forbidden" if status in _FORBIDDEN else "storage"
+    return InputError(code, f"the server refuses it (HTTP {status})")
 
 
 def _is_empty(error: Exception) -> bool:
