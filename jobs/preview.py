@@ -17,8 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Draw the sheet; returns the exit code."""
 
     def job(settings: PreviewSettings) -> None:
-        count = preview(settings)
-        print(f"{settings.to}: {count} pictures")
+        drawn = preview(settings)
+        unread = f", {drawn.unread} of them could not be read" if drawn.unread else ""
+        print(f"{settings.to}: {drawn.pictures} pictures{unread}")
 
     return run("posemill preview", PreviewSettings, job, arguments, NOTHING_KEPT)
 
