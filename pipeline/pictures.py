@@ -42,7 +42,8 @@ _MAGIC = (
     b"P5",
     b"P6",
 )
-_OPENCV_FORMATS = ("JPEG", "MPO", "PNG", "PPM")
+_OPENCV_FORMATS = ("JPEG", "MPO", "PNG")
+"""PPM is not: OpenCV takes its values as they are, whatever the file says is white."""
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,

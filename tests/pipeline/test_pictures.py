@@ -78,6 +78,15 @@ def test_every_format_shows_the_same(data: bytes, by: int) -> None:
     assert close(picture, scene(), by)
 
 
+@pytest.mark.parametrize("white", [1, 100, 255, 1023, 65535])
+@pytest.mark.parametrize("kind", [b"P5", b"P6"])
+def test_white_is_what_a_ppm_says_it_is(kind: bytes, white: int) -> None:
+    channels = 3 if kind == b"P6" else 1
+    values = np.repeat([white, 0], channels).astype(np.uint8 if white < 256 else ">u2")
+    picture = decode_picture(kind + b"\n2 1\n%d\n" % white + values.tobytes(), MOST)
+    assert picture.tolist() == [[[255] * 3, [0] * 3]]
+
+
 UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
