@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.storage import StorageOptions, open_filesystem, path_of
-from pipeline.video import Range, new_interval, opened, video_stream
+from pipeline.video import Range, frame_rate, is_due, new_interval, opened, video_stream
 
 _MATROSKA_HEAD = 4096
 _SEGMENT = bytes.fromhex("18538067")
@@ -47,18 +47,20 @@ def plan_ranges(
         packets = _read_packets(container, stream, alive, max_frames)
         base = stream.time_base
         missing = _missing(container, stream, packets, uri, options)
+        rate = frame_rate(stream)
         is_timed = packets.are_timed and not _lacks_order(container, stream, packets)
     count = len(packets.times)
     if not count:
         raise InputError("corrupt", packets.error or "the video stream holds no frames")
     if is_timed and base is not None:
         ranges = _cut(_sorted(packets.times), packets.keyframes, largest, base, fps)
-        missing = missing if fps is None else min(missing, 1)
     else:
+        wanted = array("q", (i for i in range(count) if is_due(i, rate, fps)))
         ranges = [
-            Range(None, None, first, min(largest, count - first))
-            for first in range(0, count, largest)
+            Range(None, None, wanted[at], min(largest, len(wanted) - at))
+            for at in range(0, len(wanted), largest)
         ]
+    missing = missing if fps is None else min(missing, 1)
     # A file that was cut short must not look complete: more is asked for than can come.
     last = ranges[-1]
     return [

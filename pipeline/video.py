@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -61,7 +62,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Frame:
-    """One decoded frame, upright; index and pts are None where the container cannot tell."""
+    """One decoded frame, upright; index and pts are None where the container cannot tell.
+
+    In a video without usable times, the index counts the frames that can be decoded: damage before
+    it may have lost some, but it finds the same frame again.
+    """
 
     picture: Picture
     index: int | None
@@ -145,6 +150,18 @@ def new_interval(previous: int, pts: int, base: Fraction, fps: float) -> bool:
     return pts * per_tick // ticks != previous * per_tick // ticks
 
 
+def is_due(index: int, rate: Fraction | None, fps: float | None) -> bool:
+    """Whether a frame of a video without usable times is wanted: frames are taken to come at the
+    video's rate per second, and all are wanted where that is not known."""
+    return fps is None or not rate or not index or new_interval(index - 1, index, 1 / rate, fps)
+
+
+def frame_rate(stream: Any) -> Fraction | None:
+    """Frames per second, as the container says or FFmpeg estimates."""
+    rate = stream.average_rate or stream.base_rate
+    return Fraction(rate) if rate else None
+
+
 @functools.lru_cache(16)
 def _rate(base: Fraction, fps: float) -> tuple[int, int]:
     """Intervals in so many ticks, as (intervals, ticks): whole numbers are quick, fractions not."""
@@ -182,7 +199,7 @@ def read_frames(
         if timed:
             chosen = _timed(frames, wanted, fps, stream.time_base, damage)
         else:
-            chosen = _counted(frames, wanted, damage)
+            chosen = _counted(frames, wanted, fps, frame_rate(stream))
         given = 0
         # One for all: its tables take longer to make than a frame takes.
         converter = VideoReformatter()
@@ -279,12 +296,15 @@ def _packets(container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
 
 
 def _counted(
-    frames: Iterator[av.VideoFrame], wanted: Range, damage: list[str]
+    frames: Iterator[av.VideoFrame], wanted: Range, fps: float | None, rate: Fraction | None
 ) -> Iterator[tuple[av.VideoFrame, int | None]]:
     """Frames of a range without times, with their index."""
     first = wanted.start_frame or 0
-    for index, frame in enumerate(islice(frames, first, first + wanted.frames), first):
-        yield frame, None if damage or wanted.start_frame is None else index
+    numbered = enumerate(islice(frames, first, None), first)
+    chosen = (
+        (frame, index) for index, frame in numbered if index == first or is_due(index, rate, fps)
+    )
+    yield from islice(chosen, wanted.frames)
 
 
 def _timed(
@@ -331,8 +351,21 @@ def _check_size(frame: av.VideoFrame, max_pixels: int) -> None:
 
 
 def _upright(frame: av.VideoFrame, converter: VideoReformatter) -> Picture:
-    """RGB, turned as the display matrix says."""
+    """RGB, mirrored and turned as the display matrix says."""
     rgb = converter.reformat(frame, format="rgb24")
     picture = np.asarray(rgb.to_ndarray(), np.uint8)
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
+    mirrored = _is_mirrored(frame)
+    # The rotation is where the matrix takes the x axis, which mirroring has turned around.
+    quarter_turns = round(frame.rotation / 90 + 2 * mirrored) % 4
+    if not mirrored and not quarter_turns:
+        return picture
+    return np.ascontiguousarray(np.rot90(picture[:, ::-1] if mirrored else picture, quarter_turns))
+
+
+def _is_mirrored(frame: av.VideoFrame) -> bool:
+    sides: Iterable[Any] = frame.side_data
+    for side in sides:
+        if side.type is SideDataType.DISPLAYMATRIX:
+            a, b, _, c, d = np.frombuffer(side, np.int32)[:5].astype(float)
+            return bool(a * d < b * c)
+    return False

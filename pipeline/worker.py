@@ -122,10 +122,13 @@ class UnitWorker:
     def _given(self, unit: Unit, frame: Seen, look: Scaled) -> tuple[People, str | None]:
         if unit.boxes is None:
             return People(np.empty((0, 4)), np.empty(0), "given"), "no box is given for it"
-        boxes = [
-            b for b in unit.boxes if unit.kind == "image" or b.frame_index in (None, frame.index)
-        ]
-        return self._given_people(boxes, look.width, look.height)
+        if unit.kind == "image":
+            return self._given_people(list(unit.boxes), look.width, look.height)
+        boxes = [box for box in unit.boxes if box.frame_index in (None, frame.index)]
+        people, problem = self._given_people(boxes, look.width, look.height)
+        if frame.index is None and len(boxes) < len(unit.boxes):
+            problem = "its boxes are not known: after damage, nobody can say which frame it is"
+        return people, problem
 
     def _given_people(
         self, boxes: list[GivenBox], width: int, height: int

@@ -159,6 +159,55 @@ def test_frames_are_turned_upright(rotation: int, corner: tuple[int, int], tmp_p
     assert max(green, blue) < 80
 
 
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((-1, 0, 0, 1), (6, -8)),
+        ((1, 0, 0, -1), (-6, 8)),
+        ((0, 1, 1, 0), (8, 6)),
+        ((0, -1, -1, 0), (-8, -6)),
+    ],
+    ids=["left to right", "upside down", "over the diagonal", "over the other diagonal"],
+)
+def test_mirrored_frames_are_mirrored_back(
+    matrix: tuple[int, int, int, int], corner: tuple[int, int], tmp_path: Path
+) -> None:
+    """The red corner goes where the matrix (x' = a x + c y, y' = b x + d y) puts it."""
+    path = write_video(tmp_path / "v.mp4", frames=2)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    red, green, blue = read(path, cut(path, 9))[0][0].picture[corner].astype(int)
+    assert red > 130
+    assert max(green, blue) < 80
+
+
+@pytest.mark.parametrize("largest", [3, 100])
+def test_a_counted_video_is_sampled_by_its_rate(largest: int, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.avi", b_frames=3)
+    ranges = cut(path, largest, 5)
+    assert ranges[0].start_pts is None
+    frames, failures = read(path, ranges, 5)
+    assert [frame.index for frame in frames] == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert failures == []
+
+
+def test_frames_of_a_damaged_counted_video_can_be_told_apart(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.avi", b_frames=3, noisy=True)
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    start, size = packets[20]
+    data[start + 8 : start + 8 + size] = bytes(size)
+    path.write_bytes(data)
+    frames, failures = read(path, cut(path, 7))
+    assert failures
+    assert len(frames) > 20
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+
+
 def test_a_video_without_usable_order_is_counted(tmp_path: Path) -> None:
     """H.264 with B-frames in AVI: its times are those of decoding, and 7 of 60 frames got lost."""
     path = write_video(tmp_path / "v.avi", b_frames=3)

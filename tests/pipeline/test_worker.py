@@ -18,6 +18,7 @@ from cpm_core.people import People
 from pipeline.errors import InputError
 from pipeline.messages import FrameResult
 from pipeline.units import GivenBox, Unit
+from pipeline.video import Frame
 from pipeline.worker import UnitWorker
 from tests.pipeline.test_plan import decoder_config
 from tests.pipeline.videos import write_video
@@ -96,6 +97,26 @@ def test_boxes_of_a_video_are_those_of_the_frame(tmp_path: Path) -> None:
     unit = Unit(0, 0, str(path), "video", start_pts=0, start_frame=0, frames=3, boxes=boxes)
     found = [result.boxes[:, 0].tolist() for result, _ in results(unit, people=BOXES)]
     assert found == [[2, 3], [2], [1, 2]]
+
+
+def test_after_damage_boxes_of_frames_are_not_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody's box is no statement that nobody is there; a box for all frames still counts."""
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    seen = [Frame(picture, index, pts, pts / 1000) for index, pts in ((0, 0), (None, 80))]
+    monkeypatch.setattr(pipeline.worker, "read_frames", lambda *args: iter(seen))
+    of_frames = (GivenBox(1, 1, 9, 9, 1.0, 0), GivenBox(2, 2, 9, 9, 1.0, 1))
+    unit = Unit(0, 0, "v.mp4", "video", start_pts=0, start_frame=0, frames=2, boxes=of_frames)
+    (whole, _), (after, _) = results(unit, people=BOXES)
+    assert (len(whole.boxes), whole.box_error) == (1, None)
+    assert len(after.boxes) == 0
+    assert "which frame it is" in str(after.box_error)
+    everywhere = replace(unit, boxes=(GivenBox(3, 3, 9, 9),))
+    assert [(len(r.boxes), r.box_error) for r, _ in results(everywhere, people=BOXES)] == [
+        (1, None),
+        (1, None),
+    ]
 
 
 def photo(tmp_path: Path, name: str, orientation: int = 1) -> str:
