@@ -91,8 +91,11 @@ class Run:
             self._try(sources)
             return Report()
         with Lock(self.output, self.settings.part_of, self.reporter.say) as lock:
-            self.run_file.begin(self._description())
-            manifest = self.planner.plan(sources, write=True)
+            self.run_file.check()
+            # Noted when the inputs are listed: whoever gave the wrong boxes is not held to them.
+            manifest = self.planner.plan(
+                sources, write=True, on_listed=lambda: self.run_file.begin(self._description())
+            )
             licence = self.weights.info.licence
             self.reporter.say(f"weights {self.weights.info.name}; licence: {licence}")
             return self._annotate(manifest, lock)

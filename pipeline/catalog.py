@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import glob
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -51,8 +52,8 @@ Part = Callable[[], Iterator[Input]]
 
 
 @dataclass(frozen=True)
-class Vanished:
-    """Planned inputs that a listing of their folder does not have any more."""
+class Tally:
+    """How many URIs there are of a kind, and the first of them by name."""
 
     count: int = 0
     example: str | None = None
@@ -69,7 +70,7 @@ class Catalog:
         self._stop = threading.Event()
         self.sizes = np.zeros(0, np.int64)
         self.known = self.changed_count = 0
-        self.vanished = Vanished()
+        self.vanished = Tally()
         # By position, a running number over all inputs.
         self._is_new = self._is_changed = np.zeros(0, np.bool_)
 
@@ -103,10 +104,7 @@ class Catalog:
 
     def compare(self, manifest: Manifest, output: Output, roots: Sequence[str]) -> None:
         """Find what is new, changed and gone; `roots` are the folders that were listed whole."""
-        # The folder's name may hold what means something in a pattern or in SQL.
-        folder = glob.escape(str(self.folder)).replace("'", "''")
-        listed = f"read_parquet('{folder}/listed-*.parquet')"
-        planned = f"read_parquet('{folder}/planned.parquet')"
+        listed, planned = self._table("listed-*"), self._table("planned")
         self._spool_manifest(manifest, output)
         (first,) = self._flags(f"SELECT min(part << 40 | row) FROM {listed} GROUP BY uri")
         known, changed = self._flags(
@@ -116,6 +114,38 @@ class Catalog:
         self.known = int((first & known).sum())
         self.changed_count = int(self._is_changed.sum())
         self.vanished = self._gone(planned, listed, roots)
+
+    def first(self) -> Input:
+        """The first input of all."""
+        return next(self._inputs(np.ones(self.sizes.sum(), np.bool_)))
+
+    def not_listed(self, uris: Iterable[str]) -> Tally:
+        """Those of some URIs, each given once, that no input has."""
+        fields = pa.schema([schema.MANIFEST.field("uri")])
+        left = iter(uris)
+        chunks = iter(lambda: list(islice(left, _ROWS)), [])
+        given = pa.RecordBatchReader.from_batches(
+            fields, (pa.record_batch([chunk], fields) for chunk in chunks)
+        )
+        cursor = self._duckdb.cursor()
+        cursor.register("given", given)
+        return _tally(
+            cursor.execute(
+                "SELECT count(*), min(uri) FROM given "
+                f"ANTI JOIN {self._table('listed-*')} USING (uri)"
+            )
+        )
+
+    def contradictory(self) -> Tally:
+        """Inputs that are listed more than once, and not with the same boxes each time."""
+        # To DuckDB, the hash of no boxes is that of an empty list of them.
+        return _tally(
+            self._duckdb.execute(
+                f"SELECT count(*), min(uri) FROM (SELECT uri FROM {self._table('listed-*')} "
+                "GROUP BY uri HAVING min(hash(boxes)) <> max(hash(boxes)) "
+                "OR count(boxes) BETWEEN 1 AND count(*) - 1)"
+            )
+        )
 
     def new(self) -> Iterator[Input]:
         """Inputs that are not planned, in their order, each once."""
@@ -187,17 +217,24 @@ class Catalog:
                 flag[at] = np.asarray(column)
         return flags
 
-    def _gone(self, planned: str, listed: str, roots: Sequence[str]) -> Vanished:
+    def _table(self, name: str) -> str:
+        """Files of the temporary folder in SQL."""
+        # The folder's name may hold what means something in a pattern or in SQL.
+        folder = glob.escape(str(self.folder)).replace("'", "''")
+        return f"read_parquet('{folder}/{name}.parquet')"
+
+    def _gone(self, planned: str, listed: str, roots: Sequence[str]) -> Tally:
+        """Planned inputs that a listing of their folder does not have any more."""
         if not roots:
-            return Vanished()
+            return Tally()
         under = " OR ".join("starts_with(uri, ?)" for _ in roots)
-        row = self._duckdb.execute(
-            f"SELECT count(*), min(uri) FROM (FROM {planned} WHERE {under}) "
-            f"ANTI JOIN {listed} USING (uri)",
-            [f"{root.rstrip('/')}/" for root in roots],
-        ).fetchone()
-        assert row is not None
-        return Vanished(*row)
+        return _tally(
+            self._duckdb.execute(
+                f"SELECT count(*), min(uri) FROM (FROM {planned} WHERE {under}) "
+                f"ANTI JOIN {listed} USING (uri)",
+                [f"{root.rstrip('/')}/" for root in roots],
+            )
+        )
 
     def _inputs(self, wanted: NDArray[np.bool_]) -> Iterator[Input]:
         for batch in self._rows(wanted, [*_INPUT_COLUMNS, "bad_name"]):
@@ -217,6 +254,12 @@ class Catalog:
             for batch in file.iter_batches(_ROWS, columns=columns):
                 yield batch.filter(pa.array(flags[row : row + batch.num_rows])).select(columns)
                 row += batch.num_rows
+
+
+def _tally(answer: duckdb.DuckDBPyConnection) -> Tally:
+    # All rows: an answer that is not read to its end keeps the connection.
+    [row] = answer.fetchall()
+    return Tally(*row)
 
 
 def _are_in(ids: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.bool_]:

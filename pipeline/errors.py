@@ -68,7 +68,8 @@ ERROR_CODES = {
     "unknown_format": "neither a picture nor a video in a format that is read",
     "corrupt": "the data is damaged or truncated",
     "no_video": "the container has no video stream that can be decoded",
-    "bad_box": "no box is given, or one that is not finite, has no area, or misses the picture",
+    "bad_box": "no box is given, or one that is not finite, has no area, or misses the picture or "
+    "the video",
     "timeout": "a picture or a frame took longer than --max-seconds",
     "out_of_memory": "decoding needed more memory than --max-memory",
     "worker_crashed": "the decoder process died on this unit",

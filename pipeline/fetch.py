@@ -21,7 +21,14 @@ from botocore.exceptions import (
 from fsspec.asyn import AsyncFileSystem, sync
 
 from pipeline.errors import InputError, UsageError
-from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_of, s3_code
+from pipeline.storage import (
+    StorageOptions,
+    leads_nowhere,
+    open_filesystem,
+    path_of,
+    protocol_of,
+    s3_code,
+)
 
 _ATTEMPTS = 6
 _ROUNDS = 2
@@ -89,7 +96,7 @@ def _read_local(path: Path, max_bytes: int) -> bytes:
     except IsADirectoryError as error:
         raise InputError("unknown_format", "it is a folder") from error
     except (OSError, ValueError) as error:
-        raise InputError("storage", str(error)) from error
+        raise InputError("not_found" if leads_nowhere(error) else "storage", str(error)) from error
 
 
 def _was_retried(error: Exception) -> bool:

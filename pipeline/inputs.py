@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.listing import FileInfo, describe, look, parts_of
+from pipeline.listing import FileInfo, describe, is_hidden, look, parts_of
 from pipeline.lists import LIST_SUFFIXES, Boxes, read_list
 from pipeline.storage import (
     STORAGE_ERRORS,
@@ -26,6 +26,9 @@ from pipeline.storage import (
     uri_of,
 )
 from pipeline.units import PICTURE_SUFFIXES, VIDEO_SUFFIXES, GivenBox
+
+_MAGIC = "*?["
+"""What makes a name a pattern."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class _Source:
     def cut(self) -> Named:
         with self._refusals():
             entry = _entry(self.fs, self.path)
-            if entry is None and any(c in self.name for c in "*?["):
+            if entry is None and any(c in self.name for c in _MAGIC):
                 return Named([self._part(partial(self._known, self._matches()))])
             if entry is None:
                 raise UsageError(f"no such input: {self.name!r}")
@@ -120,7 +123,8 @@ class _Source:
 
     def _matches(self) -> Callable[[], Iterator[FileInfo]]:
         found = self.fs.glob(self.path, detail=True)
-        files = [key for key in sorted(found) if found[key]["type"] != "directory"]
+        is_shown = _shown_by(self.path)
+        files = [k for k in sorted(found) if found[k]["type"] != "directory" and is_shown(k)]
         if not files:
             raise UsageError(f"no file matches {self.name!r}")
         # fsspec says of a link when it was made, not what it leads to.
@@ -145,6 +149,22 @@ class _Source:
         except STORAGE_ERRORS as error:
             reason = str(error) or type(error).__name__
             raise UsageError(f"cannot list {self.name!r}: {reason}") from error
+
+
+def _shown_by(pattern: str) -> Callable[[str], bool]:
+    """Whether a match is as good as named by the pattern: not hidden, nor in a hidden folder.
+
+    A part of the pattern with a dot in front names what is hidden, as in a shell.
+    """
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if any(c in part for c in _MAGIC))
+    dotted = [part for part in parts[fixed:] if part.startswith(".")]
+
+    def is_shown(key: str) -> bool:
+        hidden = filter(is_hidden, key.split("/")[fixed:])
+        return all(any(fnmatch.fnmatchcase(name, part) for part in dotted) for name in hidden)
+
+    return is_shown
 
 
 def _entry(fs: Any, path: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pipeline.storage import (
     StorageOptions,
+    leads_nowhere,
     objects,
     open_filesystem,
     pages,
@@ -173,11 +174,11 @@ class _Bucket:
         return not marks_folder and not self._is_hidden(entry["Key"])
 
     def _is_hidden(self, key: str) -> bool:
-        return any(map(_is_hidden, key.removeprefix(self.root.path).split("/")))
+        return any(map(is_hidden, key.removeprefix(self.root.path).split("/")))
 
 
-def _is_hidden(name: str) -> bool:
-    """`.cache` is; `..`, which may stand in a key of S3, is a name like any other."""
+def is_hidden(name: str) -> bool:
+    """A file or a folder: `.cache` is; `..`, which may stand in a key of S3, is like any other."""
     return name.startswith(".") and not name.startswith("..") and name not in (".", "./")
 
 
@@ -205,7 +206,7 @@ class _Folders:
         found = {str(entry["name"]).rstrip("/"): entry for entry in self.fs.ls(folder.path)}
         names = {f"{n}/" if e["type"] == "directory" else n: n for n, e in found.items()}
         for key, name in sorted(names.items()):
-            if name == root or _is_hidden(name.rpartition("/")[2]):
+            if name == root or is_hidden(name.rpartition("/")[2]):
                 continue
             yield found[name] if key == name else _Folder(name)
 
@@ -217,19 +218,32 @@ class _LocalFolders(_Folders):
         above = (*folder.above, os.path.realpath(folder.path))
         try:
             with os.scandir(folder.path) as found:
-                names = {f"{e.name}/" if e.is_dir() else e.name: e.is_symlink() for e in found}
+                names = {f"{e.name}/" if _is_folder(e) else e.name: e.is_symlink() for e in found}
         except FileNotFoundError:
             # It is gone since the folder above was listed.
             return
         for name, is_link in sorted(names.items()):
             path = os.path.join(folder.path, name.rstrip("/"))
-            if _is_hidden(name):
+            if is_hidden(name):
                 continue
             if not name.endswith("/"):
                 yield look(path)
             # A link to a folder on the way here is a loop.
             elif not (is_link and os.path.realpath(path) in above):
                 yield _Folder(path, above)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere, or only to itself, is a file, of which a row says what is wrong.
+
+    What cannot be looked at for another reason may be a folder full of pictures.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if leads_nowhere(error):
+            return False
+        raise
 
 
 def look(path: str) -> Entry:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+from pandas.errors import ParserWarning
 
 from pipeline.errors import UsageError
 from pipeline.storage import (
@@ -26,6 +28,8 @@ Boxes = dict[str, tuple[GivenBox, ...]]
 _BOX_COLUMNS = ("x", "y", "w", "h")
 _ROWS = 50_000
 """Rows of a list that are read at once."""
+_MOST_FRAMES = 2**31
+"""Indices of frames are int32 in tables."""
 
 
 def read_list(
@@ -45,16 +49,50 @@ def has_boxes(name: str, options: StorageOptions) -> bool:
     """Whether an input is a list with the columns of boxes; only its head is read."""
     if not name.lower().endswith((".csv", ".parquet")):
         return False
-    fs = open_filesystem(name, options)
+    return _is_file(name, options) and _gives_boxes(name, _columns(name, options))
+
+
+def _is_file(name: str, options: StorageOptions) -> bool:
     try:
-        if not fs.isfile(path_of(name)):
-            return False
-        with fs.open(path_of(name), "rb") as file:
-            csv = name.lower().endswith(".csv")
-            head = pd.read_csv(file, nrows=0).columns if csv else pq.read_schema(file).names
+        return bool(open_filesystem(name, options).isfile(path_of(name)))
+    except STORAGE_ERRORS as error:
+        raise UsageError(f"cannot read table {name!r}: {error}") from error
+
+
+def _is_csv(name: str) -> bool:
+    return name.lower().endswith(".csv")
+
+
+def _columns(name: str, options: StorageOptions) -> list[str]:
+    """The names in a table's head; in a .csv, spaces around them are none of the name."""
+    try:
+        with open_filesystem(name, options).open(path_of(name), "rb") as file:
+            if _is_csv(name):
+                columns = [str(column).strip() for column in pd.read_csv(file, nrows=0).columns]
+            else:
+                columns = list(pq.read_schema(file).names)
     except (*STORAGE_ERRORS, ValueError) as error:
         raise UsageError(f"cannot read table {name!r}: {error}") from error
-    return set(_BOX_COLUMNS) <= set(head)
+    if "uri" not in columns:
+        raise UsageError(f"table {name!r} has no column 'uri'; it has {', '.join(columns)}")
+    return columns
+
+
+def _gives_boxes(name: str, columns: Sequence[str]) -> bool:
+    """Whether there are the columns of boxes. Raises UsageError where there is half of them.
+
+    A list that was meant to give boxes, and does not, would be annotated without them. `width` and
+    `height` alone are taken for the picture's.
+    """
+    if set(_BOX_COLUMNS) <= set(columns):
+        return True
+    alike = [c for c in columns if c.strip().lower() in (*_BOX_COLUMNS, "width", "height")]
+    if all(c.strip().lower() in ("width", "height") for c in alike):
+        return False
+    raise UsageError(
+        f"table {name!r} has the columns {', '.join(map(repr, alike))}; a box is x, y, w, h: name "
+        "them so, or leave them out"
+    )
 
 
 def _lines(name: str, options: StorageOptions) -> Iterator[str]:
@@ -78,39 +116,44 @@ def _tables(
     name: str, options: StorageOptions, columns: list[str] | None = None
 ) -> Iterator[pd.DataFrame]:
     """A table piece by piece, at least one of them."""
-    fs, row = open_filesystem(name, options), 0
+    head, row = _columns(name, options), 0
     try:
-        with fs.open(path_of(name), "rb") as file:
-            for table in _pieces(file, name, columns):
+        with open_filesystem(name, options).open(path_of(name), "rb") as file:
+            for table in _csv(file, head) if _is_csv(name) else _parquet(file, columns):
                 if (empty := table["uri"].isna()).any():
                     place = row + empty.to_numpy().argmax() + 1
                     raise UsageError(f"table {name!r}: data row {place} has no uri")
                 row += len(table)
                 yield table.astype({"uri": str})
+    except ParserWarning as error:
+        raise UsageError(
+            f"table {name!r} has rows with more values than the {len(head)} columns of its head; "
+            'put a value with a comma in it into double quotes ("a,b.jpg")'
+        ) from error
     except (*STORAGE_ERRORS, ValueError) as error:
-        raise UsageError(f"cannot read table {name!r}: {error}") from error
+        raise UsageError(f"cannot read table {name!r}: {str(error).strip()}") from error
 
 
-def _pieces(file: Any, name: str, columns: list[str] | None) -> Iterator[pd.DataFrame]:
-    if name.lower().endswith(".csv"):
-        chunks = pd.read_csv(file, dtype={"uri": str}, chunksize=_ROWS)
-        for number, table in enumerate(chunks):
-            if number == 0:
-                _check_uri(name, list(table.columns))
-            yield table
-        return
+def _csv(file: Any, head: list[str]) -> Iterator[pd.DataFrame]:
+    # Without `index_col`, a comma at the end of every row would make an index of the first column.
+    chunks = pd.read_csv(
+        file, names=head, header=0, index_col=False, dtype={"uri": str}, chunksize=_ROWS
+    )
+    while True:
+        # pandas only warns of values that it leaves out.
+        with warnings.catch_warnings(action="error", category=ParserWarning):
+            table = next(chunks, None)
+        if table is None:
+            return
+        yield table
+
+
+def _parquet(file: Any, columns: list[str] | None) -> Iterator[pd.DataFrame]:
     table_file = pq.ParquetFile(file)
-    _check_uri(name, table_file.schema_arrow.names)
     empty = table_file.schema_arrow.empty_table().to_pandas()
     yield empty if columns is None else empty[columns]
     for batch in table_file.iter_batches(_ROWS, columns=columns):
         yield batch.to_pandas()
-
-
-def _check_uri(name: str, columns: Sequence[object]) -> None:
-    if "uri" not in columns:
-        found = ", ".join(map(str, columns))
-        raise UsageError(f"table {name!r} has no column 'uri'; it has {found}")
 
 
 def boxes_by_uri(table: pd.DataFrame, source: str) -> dict[str, tuple[GivenBox, ...]]:
@@ -119,7 +162,10 @@ def boxes_by_uri(table: pd.DataFrame, source: str) -> dict[str, tuple[GivenBox, 
     A row whose four box values are all empty says that nobody is in the picture.
     """
     if missing := [column for column in _BOX_COLUMNS if column not in table.columns]:
-        raise UsageError(f"table {source!r} lacks the box columns {', '.join(missing)}")
+        raise UsageError(
+            f"table {source!r} lacks the box columns {', '.join(missing)}; it has "
+            f"{', '.join(map(str, table.columns))}"
+        )
     merged: dict[str, list[GivenBox]] = {}
     for row in table.to_dict("records"):
         boxes = merged.setdefault(resolve(row["uri"], source), [])
@@ -138,10 +184,17 @@ def _box(row: dict[Any, Any], source: str) -> GivenBox:
             w,
             h,
             1.0 if score is None or pd.isna(score) else float(score),
-            None if frame is None or pd.isna(frame) else int(frame),
+            None if frame is None or pd.isna(frame) else _frame_index(frame),
         )
     except (TypeError, ValueError) as error:
         raise UsageError(f"table {source!r}, {row['uri']!r}: {error}") from error
+
+
+def _frame_index(given: Any) -> int:
+    value = float(given)
+    if not (value.is_integer() and 0 <= value < _MOST_FRAMES):
+        raise ValueError(f"frame_index {given} is not a whole number from 0 to {_MOST_FRAMES - 1}")
+    return int(value)
 
 
 def resolve(uri: str, source: str) -> str:

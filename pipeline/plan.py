@@ -177,6 +177,7 @@ class _Prober:
 
     def __init__(self, config: DecoderConfig, rule: ShardRule) -> None:
         self.rule = rule
+        self.boxes_count = config.people.kind == "boxes"
         self.decoders: SimpleQueue[Decoder] = SimpleQueue()
         # Nobody is located here: a locator would only take time and memory to load.
         plain = replace(config, people=LocatorSpec("boxes"))
@@ -225,7 +226,8 @@ class _Prober:
             )
             for r in ranges
         ]
-        return _share_out(item.boxes, units) if item.boxes else units
+        end_frame = ranges[-1].end_frame if self.boxes_count else None
+        return _share_out(item.boxes, units, end_frame) if item.boxes else units
 
 
 def _unit(item: Input, **values: Any) -> Unit:
@@ -234,14 +236,36 @@ def _unit(item: Input, **values: Any) -> Unit:
     )
 
 
-def _share_out(boxes: Sequence[GivenBox], units: list[Unit]) -> list[Unit]:
-    """Give every range of a video the boxes of its own frames, and those for every frame."""
+def _share_out(boxes: Sequence[GivenBox], units: list[Unit], end_frame: int | None) -> list[Unit]:
+    """Give every range of a video the boxes of its own frames, and those for every frame.
+
+    Boxes for frames from `end_frame` on, which the video does not have, make a failed unit.
+    """
     starts = [unit.start_frame or 0 for unit in units]
     shares: list[list[GivenBox]] = [[] for _ in units]
+    beyond: list[GivenBox] = []
     for box in boxes:
         if box.frame_index is None:
             for share in shares:
                 share.append(box)
+        elif end_frame is not None and box.frame_index >= end_frame:
+            beyond.append(box)
         else:
             shares[max(0, bisect_right(starts, box.frame_index) - 1)].append(box)
-    return [replace(unit, boxes=tuple(share)) for unit, share in zip(units, shares, strict=True)]
+    shared = [replace(unit, boxes=tuple(share)) for unit, share in zip(units, shares, strict=True)]
+    return [*shared, _beyond(units[0], beyond, end_frame)] if beyond else shared
+
+
+def _beyond(unit: Unit, boxes: Sequence[GivenBox], end_frame: int | None) -> Unit:
+    """What becomes of a video's boxes for frames that it does not have."""
+    return replace(
+        unit,
+        start_pts=None,
+        end_pts=None,
+        start_frame=None,
+        frames=1,
+        boxes=tuple(boxes),
+        error_code="bad_box",
+        error_message=f"{len(boxes)} boxes are for frames that the video does not have, the first "
+        f"of them for frame {boxes[0].frame_index}; its {end_frame} frames count from 0",
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 from pipeline.catalog import Catalog, Part
 from pipeline.config import AnnotateSettings
-from pipeline.errors import PosemillError
+from pipeline.errors import PosemillError, UsageError
 from pipeline.inputs import Input, Passed, Selection, named
 from pipeline.lists import Boxes
 from pipeline.manifest import Manifest
@@ -45,23 +45,24 @@ class Planner:
         passed = Passed()
         found = [named(name, self.storage, self.boxes, passed) for name in self.settings.input]
         parts = [self._selected(part) for source in found for part in source.parts]
-        # Where less is listed than there is, nothing can be said to be gone.
-        roots = (
-            []
-            if self._is_choosy() or self.settings.limit is not None
-            else [source.root for source in found if source.root is not None]
-        )
+        roots = [s.root for s in found if s.root is not None] if self._lists_all() else []
         return Sources(parts, roots, passed)
 
-    def plan(self, sources: Sources, write: bool) -> Manifest:
+    def plan(
+        self, sources: Sources, write: bool, on_listed: Callable[[], None] = lambda: None
+    ) -> Manifest:
         """The manifest, with the inputs that are new; without `write` they are only counted.
 
-        Raises PosemillError where the inputs hold nothing at all.
+        Raises PosemillError where the inputs hold nothing at all, or nothing that boxes are given
+        for. `on_listed` is called once they are found good, before anything is written.
         """
         with Catalog() as catalog:
             catalog.add(sources.parts, self.settings.limit, self.reporter.listing)
             if not catalog.sizes.sum():
                 raise PosemillError(f"no pictures or videos in {', '.join(self.settings.input)}")
+            if self.decoder.people.kind == "boxes":
+                self._check_boxes(catalog)
+            on_listed()
             while True:
                 manifest = Manifest.load(self.output)
                 catalog.compare(manifest, self.output, sources.roots)
@@ -71,6 +72,34 @@ class Planner:
                 # Another driver planned the same generation first; what is left comes after it.
             self._tell(catalog, planned, sources.passed)
             return Manifest.load(self.output)
+
+    def _check_boxes(self, catalog: Catalog) -> None:
+        """Refuse, or tell of, given boxes that no row would come of."""
+        if self.boxes is not None:
+            self._check_table(catalog, self.boxes)
+        elif len(self.settings.input) > 1 and (found := catalog.contradictory()).example:
+            raise UsageError(
+                f"{found.count:,} inputs come more than once, with different boxes or with and "
+                f"without any ({_shown(found.example)}); put all rows of a uri into one list, or "
+                "give one table as --boxes"
+            )
+
+    def _check_table(self, catalog: Catalog, boxes: Boxes) -> None:
+        missing, table = catalog.not_listed(boxes), f"--boxes {self.settings.boxes}"
+        if not missing.example:
+            return
+        if missing.count == len(boxes):
+            raise UsageError(
+                f"no input is among the {missing.count:,} uris of {table}: an input is "
+                f"{_printable(catalog.first().uri)}, a uri of the table means "
+                f"{_printable(missing.example)}; relative ones are relative to the table's folder: "
+                "move the table, or write whole paths"
+            )
+        if self._lists_all():
+            self.reporter.say(
+                f"{missing.count:,} of the {len(boxes):,} uris of {table} are no inputs "
+                f"({_shown(missing.example)})"
+            )
 
     def _append(self, catalog: Catalog, manifest: Manifest, write: bool) -> Planned:
         redo = self.settings.changed == "redo" and catalog.changed_count > 0
@@ -93,6 +122,10 @@ class Planner:
             return (item for item in part() if chosen.wants(item.uri))
 
         return selected if self._is_choosy() else part
+
+    def _lists_all(self) -> bool:
+        """Whether all that is there is listed: else nothing can be said to be missing."""
+        return not self._is_choosy() and self.settings.limit is None
 
     def _is_choosy(self) -> bool:
         s = self.settings
@@ -125,4 +158,8 @@ class Planner:
 
 
 def _shown(uri: str) -> str:
-    return f"first: {uri if uri.isprintable() else ascii(uri)}"
+    return f"first: {_printable(uri)}"
+
+
+def _printable(uri: str) -> str:
+    return uri if uri.isprintable() else ascii(uri)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -61,12 +61,11 @@ def plan_ranges(
             for at in range(0, len(wanted), largest)
         ]
     missing = missing if fps is None else min(missing, 1)
-    # A file that was cut short must not look complete: more is asked for than can come.
     last = ranges[-1]
-    return [
-        *ranges[:-1],
-        Range(last.start_pts, last.end_pts, last.start_frame, last.frames + missing),
-    ]
+    if missing or packets.error:
+        # A file that was cut short must not look complete: more is asked for than can come.
+        return [*ranges[:-1], replace(last, frames=last.frames + missing)]
+    return [*ranges[:-1], replace(last, end_frame=count)]
 
 
 @dataclass

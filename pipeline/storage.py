@@ -34,6 +34,8 @@ T = TypeVar("T")
 STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)
 """What local disks and S3 raise when they cannot be reached, or refuse."""
 
+_NOWHERE = (errno.ELOOP, errno.ENOTDIR)
+
 _CREATE_ATTEMPTS = 5
 _READ_ATTEMPTS = 5
 _CONFLICTS = ("ConditionalRequestConflict", "409")
@@ -146,6 +148,11 @@ def path_of(uri: str) -> str:
             return uri.partition("://")[2].rstrip("/")
         case _:
             return str(strip_protocol(uri))
+
+
+def leads_nowhere(error: Exception) -> bool:
+    """Whether a link on the way to a local file leads to itself, or through a file."""
+    return isinstance(error, OSError) and error.errno in _NOWHERE
 
 
 def absolute(uri: str) -> str:

@@ -26,6 +26,7 @@ from pipeline.pictures import Scaled
 from pipeline.storage import (
     STORAGE_ERRORS,
     StorageOptions,
+    leads_nowhere,
     open_filesystem,
     path_of,
     protocol_of,
@@ -51,13 +52,15 @@ class Range:
     """Frames with start_pts <= pts < end_pts; `frames` of them are wanted.
 
     `start_frame` is the index of the first one. A range without start_pts is of a video without
-    usable times: its frames are counted, as many as are wanted from `start_frame` on.
+    usable times: its frames are counted, as many as are wanted from `start_frame` on. The last one
+    of a whole video knows `end_frame`, the index after its last frame, wanted or not.
     """
 
     start_pts: int | None
     end_pts: int | None
     start_frame: int | None
     frames: int
+    end_frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def opened(uri: str, options: StorageOptions, max_pixels: int) -> Iterator[Any]:
     except av.FFmpegError as error:
         raise InputError("corrupt", f"not a readable video: {error}") from error
     except (UsageError, *STORAGE_ERRORS) as error:
-        raise InputError("storage", f"cannot be read: {error!r}") from error
+        code = "not_found" if leads_nowhere(error) else "storage"
+        raise InputError(code, f"cannot be read: {error!r}") from error
 
 
 def video_stream(container: Any, max_pixels: int) -> Any:

@@ -6,6 +6,7 @@ are the category's own, so another skeleton in COCO's form is read as well.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.importing.files import (
+    NOT_AS_EXPECTED,
     below,
     checked,
     images_folder,
@@ -23,7 +25,7 @@ from pipeline.importing.files import (
     label_file,
     read_json,
 )
-from pipeline.importing.record import Labelled, Person, Reading
+from pipeline.importing.record import Labelled, Person, Reading, given_box
 from pipeline.importing.settings import ImportSettings
 
 _FILES = ("person_keypoints_*.json", "annotations/person_keypoints_*.json", "*.json")
@@ -59,10 +61,15 @@ def read(settings: ImportSettings) -> Reading:
 
     def pictures() -> Iterator[Labelled]:
         for image in listed:
-            persons = tuple(_people(people.get(image["id"], []), len(joints)))
-            if any(person.wanted for person in persons):
+            try:
+                persons = tuple(_people(people.get(image["id"], []), len(joints)))
+                if not any(person.wanted for person in persons):
+                    continue
                 name, size = image["file_name"], (int(image["width"]), int(image["height"]))
-                yield Labelled(name, below(images, name), split, persons, size)
+            except NOT_AS_EXPECTED as error:
+                name = image["file_name"]
+                raise UsageError(f"{file}: the labels of {name}: {_reason(error)}") from error
+            yield Labelled(name, below(images, name), split, persons, size)
 
     skeleton = known_skeleton(joints)
     return Reading(joints, skeleton, frozenset({split}), lambda: checked(file, pictures()))
@@ -73,8 +80,14 @@ def _smaller(entry: dict[str, Any]) -> dict[str, Any]:
     for name in _NOT_NEEDED:
         entry.pop(name, None)
     if "image_id" in entry and isinstance(entry.get("keypoints"), list):
-        entry["keypoints"] = np.array(entry["keypoints"], np.float32)
+        # What are no numbers is told when it is known of which picture.
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            entry["keypoints"] = np.array(entry["keypoints"], np.float32)
     return entry
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _joints(document: Any, file: str) -> tuple[tuple[str, ...], Any]:
@@ -104,7 +117,7 @@ def _people(annotations: list[dict[str, Any]], joints: int) -> Iterator[Person]:
             values[:, :2],
             labelled,
             values[:, 2] == 1,
-            box=np.array(annotation["bbox"], np.float64),
+            box=given_box(annotation["bbox"]),
             area=None if area is None else float(area),
             wanted=bool(labelled.any()) and not annotation.get("iscrowd"),
             crowd=bool(annotation.get("iscrowd")),

@@ -16,7 +16,15 @@ from pipeline.matlab import read_mat
 from pipeline.storage import path_of, protocol_of, uri_of
 
 _LARGEST = 4 << 30
-_NOT_AS_EXPECTED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+NOT_AS_EXPECTED = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    AttributeError,
+)
+"""What comes of labels that are not what their format says."""
 
 
 def below(folder: str, name: str) -> str:
@@ -107,7 +115,7 @@ def checked(labels: str, pictures: Iterator[Labelled]) -> Iterator[Labelled]:
         for picture in pictures:
             yield picture
             count += 1
-    except _NOT_AS_EXPECTED as error:
+    except NOT_AS_EXPECTED as error:
         raise UsageError(
             f"{labels}: the labels after picture {count} are not as the format says: {error!r}"
         ) from error

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.importing.files import below, checked, known_skeleton, read_json
-from pipeline.importing.record import Labelled, Person, Reading
+from pipeline.importing.record import Labelled, Person, Reading, given_box
 from pipeline.importing.settings import ImportSettings
 
 _FIX = "give a folder with annotations.json (see docs/samples.md) and images/"
@@ -75,7 +75,7 @@ def _people(image: dict[str, Any], joints: int, several: bool) -> Iterator[Perso
             labelled,
             # With one person per picture, the third number only tells whether there is a label.
             values[:, 2] == 1 if several else None,
-            box=np.array(entry["bbox"], np.float64) if "bbox" in entry else None,
+            box=given_box(entry.get("bbox")),
             area=float(entry["area"]) if entry.get("area") is not None else None,
             wanted=bool(labelled.any()) and not entry.get("iscrowd"),
             crowd=bool(entry.get("iscrowd")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,16 @@ class Person:
     area: float | None = None
     wanted: bool = True
     crowd: bool = False
+
+
+def given_box(values: Any) -> Array | None:
+    """A label's x, y, w, h; None where there is none. Raises ValueError for anything else."""
+    if values is None:
+        return None
+    box = np.array(values, np.float64)
+    if box.shape != (4,):
+        raise ValueError(f"bbox {values!r} is not x, y, width, height")
+    return box
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import av
 import cv2
 import fsspec
 import numpy as np
@@ -136,17 +137,55 @@ def test_given_boxes_and_keypoints_in_picture_pixels(
         assert all(abs(v - (y + h / 2)) <= side / 2 + 8 for v in row["y"])
 
 
-def test_video_frames_have_true_times(tmp_path: Path, posemill: Job, tiny: tuple[str, ...]) -> None:
-    """Every frame of a video has a row, with index, pts and seconds of the container."""
-    import av
+def test_wrong_boxes_are_refused_and_nobody_is_held_to_them(
+    tmp_path: Path, photos: Path, posemill: Job, tiny_weights: str
+) -> None:
+    """The output would take no other boxes if it had been begun with these."""
+    (tmp_path / "boxes.csv").write_text("uri,x,y,w,h\nfigure-000.jpg,10,10,50,90\n")
+    command = ["annotate", str(photos), str(tmp_path / "out"), "--weights", tiny_weights]
+    refused = posemill(*command, "--boxes", str(tmp_path / "boxes.csv"))
+    assert refused.returncode == 2
+    assert f"a uri of the table means {tmp_path}/figure-000.jpg" in refused.stderr
+    (tmp_path / "boxes.csv").rename(photos / "boxes.csv")
+    result = posemill(*command, "--boxes", str(photos / "boxes.csv"))
+    assert result.returncode == 0, result.stderr
+    statuses = read_table(str(tmp_path / "out"))["status"].to_pylist()
+    assert (statuses.count("ok"), statuses.count("no_person")) == (1, 39)
 
-    path = tmp_path / "clip.mp4"
+
+def test_boxes_of_frames_that_are_not_there_are_told(
+    tmp_path: Path, posemill: Job, tiny_weights: str
+) -> None:
+    write_clip(tmp_path / "clip.mp4", 10)
+    (tmp_path / "l.csv").write_text(
+        "uri,x,y,w,h,frame_index\nclip.mp4,9,9,50,90,9\nclip.mp4,9,9,50,90,10\n"
+    )
+    out = str(tmp_path / "out")
+    result = posemill("annotate", str(tmp_path / "l.csv"), out, "--weights", tiny_weights)
+    assert result.returncode == 0, result.stderr
+    rows = read_table(out).to_pylist()
+    assert [r["frame_index"] for r in rows if r["status"] == "ok"] == [9]
+    assert [r["status"] for r in rows].count("no_person") == 9
+    (failed,) = [r for r in rows if r["status"] == "failed"]
+    assert (failed["error_code"], failed["frame_index"]) == ("bad_box", None)
+    assert "for frame 10; its 10 frames count from 0" in failed["error_message"]
+    assert_clean(out)
+
+
+def write_clip(path: Path, frames: int) -> None:
+    """Figures, 25 a second, a keyframe every 12."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"g": "12"})
         stream.width, stream.height, stream.pix_fmt = 96, 128, "yuv420p"
-        for i in range(40):
+        for i in range(frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(draw_figure(i), "rgb24")))
         container.mux(stream.encode(None))
+
+
+def test_video_frames_have_true_times(tmp_path: Path, posemill: Job, tiny: tuple[str, ...]) -> None:
+    """Every frame of a video has a row, with index, pts and seconds of the container."""
+    path = tmp_path / "clip.mp4"
+    write_clip(path, 40)
     out = str(tmp_path / "out")
     result = posemill("annotate", str(path), out, *tiny, "--shard-size", "16")
     assert result.returncode == 0, result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.catalog import Catalog, Vanished
+from pipeline.catalog import Catalog, Tally
 from pipeline.inputs import Input
 from pipeline.manifest import Manifest, ManifestWriter
 from pipeline.storage import Output
@@ -197,11 +197,52 @@ def test_what_is_gone_is_counted_within_the_folders_that_were_listed(store: Plac
     output = store.output()
     planned_as(output, [picture("a"), picture("b"), Input("/other/c.jpg", "image")])
     with compared([[picture("a")]], output, ["/in"]) as catalog:
-        assert catalog.vanished == Vanished(1, "/in/b.jpg")
+        assert catalog.vanished == Tally(1, "/in/b.jpg")
     with compared([[picture("a")]], output, ["/in/", "/other"]) as catalog:
         assert catalog.vanished.count == 2
     with compared([[picture("a")]], output, ["/i"]) as catalog:
-        assert catalog.vanished == Vanished()
+        assert catalog.vanished == Tally()
+
+
+@pytest.mark.parametrize(
+    ("uris", "expected"),
+    [
+        ([], Tally()),
+        (["/in/b.jpg", "/in/a.jpg"], Tally()),
+        (["/in/z.jpg", "/in/a.jpg", "/in/c.jpg"], Tally(2, "/in/c.jpg")),
+        ([f"/in/{i:05d}.jpg" for i in range(50_000)], Tally(50_000, "/in/00000.jpg")),
+    ],
+)
+def test_what_is_not_listed_is_counted(store: Place, uris: Iterable[str], expected: Tally) -> None:
+    parts = [[picture("a")], [picture("b"), picture("a")]]
+    with compared(parts, store.output()) as catalog:
+        assert catalog.not_listed(uris) == expected
+        assert catalog.first() == picture("a")
+
+
+BOX, OTHER = GivenBox(1, 2, 3, 4), GivenBox(1, 2, 3, 4, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_told"),
+    [
+        (None, None, False),
+        ((), (), False),
+        ((BOX, OTHER), (BOX, OTHER), False),
+        ((BOX,), (OTHER,), True),
+        ((BOX,), (BOX, OTHER), True),
+        ((BOX,), (), True),
+        ((BOX,), None, True),
+        (None, (), True),
+    ],
+)
+def test_boxes_that_contradict_each_other_are_counted(
+    store: Place, first: Any, second: Any, is_told: bool
+) -> None:
+    parts = [[picture("a", boxes=first), picture("b", boxes=(BOX,))], [picture("a", boxes=second)]]
+    for inputs in (parts, parts[::-1]):
+        with compared(inputs, store.output()) as catalog:
+            assert catalog.contradictory() == (Tally(1, "/in/a.jpg") if is_told else Tally())
 
 
 def test_a_limit_stops_the_listing(store: Place) -> None:

@@ -80,6 +80,13 @@ def test_a_folder_is_no_picture(tmp_path: Path) -> None:
     assert code_of(f"{tmp_path}/a.jpg/b.jpg") == "not_found"
 
 
+@pytest.mark.parametrize("target", ["none.jpg", "link.jpg", "a.jpg/b.jpg"])
+def test_a_link_that_leads_nowhere_is_not_found(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "link.jpg").symlink_to(target)
+    assert code_of(f"{tmp_path}/link.jpg") == "not_found"
+
+
 def test_an_endless_file_is_not_read_to_its_end() -> None:
     assert code_of("/dev/zero", 1000) == "too_large"
 

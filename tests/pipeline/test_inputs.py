@@ -57,6 +57,30 @@ def test_an_input_names_files(photos: Place, names: list[str], expected: list[st
     assert found == [f"{photos.table_uri}/{name}" for name in expected]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        pytest.param("h/*.jpg", ["h/a.jpg"], id="hidden file"),
+        pytest.param("h/**/*.jpg", ["h/a.jpg"], id="hidden folder"),
+        pytest.param("h/*/*.jpg", [], id="hidden folder at a star"),
+        pytest.param("h/.*.jpg", ["h/._a.jpg"], id="the dot is named"),
+        pytest.param("h/.c*/*.jpg", ["h/.cache/b.jpg"], id="the folder's dot is named"),
+        pytest.param("h/.cache/*.jpg", ["h/.cache/b.jpg"], id="the folder is named"),
+        pytest.param("h/**/.cache/*.jpg", ["h/.cache/b.jpg"], id="the folder is named on the way"),
+        pytest.param("h/[.]*.jpg", [], id="a class does not name it"),
+    ],
+)
+def test_a_glob_passes_over_what_is_hidden(place: Place, pattern: str, expected: list[str]) -> None:
+    """macOS leaves a `._a.jpg` beside every `a.jpg`, which was a failed row each."""
+    for name in ["h/a.jpg", "h/._a.jpg", "h/.cache/b.jpg", "h/.cache/._b.jpg"]:
+        place.put(name, b"x")
+    if expected:
+        assert uris(f"{place.uri}/{pattern}") == [f"{place.table_uri}/{n}" for n in expected]
+    else:
+        with pytest.raises(UsageError, match="no file matches"):
+            uris(f"{place.uri}/{pattern}")
+
+
 def test_files_come_with_what_the_listing_says(photos: Place) -> None:
     [item] = expanded(f"{photos.uri}/p/b.jpg")
     assert (item.kind, item.size, item.boxes) == ("image", 4, None)
@@ -228,9 +252,12 @@ def test_a_boxes_table_wins_and_says_where_nobody_is(tmp_path: Path) -> None:
         ("l.csv", b"file,x\na.jpg,1\n", "has no column 'uri'; it has file, x"),
         ("l.csv", b"", "cannot read table"),
         ("l.parquet", b"not parquet", "cannot read table"),
-        ("l.csv", b"uri,x\na.jpg,1\n,2\n", "data row 2 has no uri"),
+        ("l.csv", b"uri,n\na.jpg,1\n,2\n", "data row 2 has no uri"),
         ("l.csv", b"uri,x,y,w,h\na.jpg,1,2,3,wide\n", r"l.csv', 'a.jpg': .*wide"),
         ("l.csv", b"uri,x,y,w,h,frame_index\na.mp4,1,2,3,4,first\n", "'a.mp4': .*first"),
+        ("l.csv", b"uri\na,b.jpg\n", "more values than the 1 columns .* double quotes"),
+        ("l.csv", b"uri,n\na,b.jpg,1\nc.jpg,1\n", "more values than the 2 columns"),
+        ("l.csv", b"uri\na.jpg\nb,c.jpg\n", r"Expected 1 fields in line 3, saw 2$"),
         ("l.txt", b"caf\xe9.jpg\n", "is not UTF-8"),
     ],
 )
@@ -240,8 +267,66 @@ def test_a_wrong_list_is_refused(tmp_path: Path, name: str, data: bytes, message
         uris(f"{tmp_path}/{name}")
 
 
+@pytest.mark.parametrize("frame", ["-1", "2.7", "inf", "2147483648", "1e20"])
+def test_a_frame_that_no_table_can_name_is_refused(tmp_path: Path, frame: str) -> None:
+    """The last two ended the run with a traceback when the plan was written."""
+    text = f"uri,x,y,w,h,frame_index\nb.mp4,1,2,3,4,2147483647\na.mp4,1,2,3,4,{frame}\n"
+    (tmp_path / "l.csv").write_text(text)
+    message = r"l.csv', 'a.mp4': frame_index \S+ is not a whole number from 0 to 2147483647"
+    with pytest.raises(UsageError, match=message):
+        uris(f"{tmp_path}/l.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("uri, x, y, w, h\na.jpg, 1,2,3,4\n", id="spaces in the head"),
+        pytest.param("x, y ,w,h, uri\n1,2,3,4,a.jpg\n", id="the uri after a space"),
+        pytest.param("uri,x,y,w,h\na.jpg,1,2,3,4,\n", id="a comma at the end"),
+        pytest.param("uri,x,y,w,h,\na.jpg,1,2,3,4,\n", id="also of the head"),
+        pytest.param("uri,x,y,w,h,width,height\na.jpg,1,2,3,4,9,9\n", id="and the picture's size"),
+    ],
+)
+def test_boxes_are_read_from_what_people_write(tmp_path: Path, text: str) -> None:
+    """The first two gave no boxes without a word, a comma made the first box value the uri."""
+    (tmp_path / "l.csv").write_text(text)
+    [item] = expanded(f"{tmp_path}/l.csv")
+    assert (item.uri, item.boxes) == (f"{tmp_path}/a.jpg", (GivenBox(1, 2, 3, 4),))
+
+
+def test_numbers_after_a_space_are_names(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("n, uri\n1,001\n")
+    assert uris(f"{tmp_path}/l.csv") == [f"{tmp_path}/001"]
+
+
+@pytest.mark.parametrize("written", [as_csv, as_parquet])
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        (["x", "y", "width", "height"], "'x', 'y', 'width', 'height'"),
+        (["X", "Y", "W", "H"], "'X', 'Y', 'W', 'H'"),
+        (["x", "y", "w", "n"], "'x', 'y', 'w'"),
+        (["W"], "'W'"),
+    ],
+)
+def test_a_list_with_half_of_a_box_is_refused(
+    tmp_path: Path, written: Written, columns: list[str], named: str
+) -> None:
+    """Its boxes were passed over without a word."""
+    name = tmp_path / f"l.{written.__name__.removeprefix('as_')}"
+    name.write_bytes(written([{"uri": "a.jpg", **dict.fromkeys(columns, 1)}]))
+    with pytest.raises(UsageError, match=f"has the columns {named}; a box is x, y, w, h"):
+        uris(str(name))
+
+
+def test_the_size_of_a_picture_is_no_box(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("uri,width,height\na.jpg,640,480\n")
+    [item] = expanded(f"{tmp_path}/l.csv")
+    assert item.boxes is None
+
+
 def test_a_boxes_table_without_box_columns_is_refused() -> None:
-    with pytest.raises(UsageError, match="lacks the box columns w, h"):
+    with pytest.raises(UsageError, match="lacks the box columns w, h; it has uri, x, y"):
         boxes_by_uri(pd.DataFrame({"uri": ["a"], "x": [1], "y": [1]}), "t.csv")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,33 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (root / "loop").symlink_to(root)
     found = [file.uri.removeprefix(f"{root}/") for file in walk(str(root), OPTIONS)]
     assert found == ["broken.jpg", "file.jpg", "folder/1.jpg"]
+
+
+@pytest.mark.parametrize("target", ["none.jpg", "link.jpg", "file.jpg/x.jpg"])
+def test_a_link_that_leads_nowhere_is_listed_as_a_file(tmp_path: Path, target: str) -> None:
+    """One to itself, or through a file, anywhere in a tree ended the listing of it all."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file.jpg").write_bytes(b"x")
+    (tmp_path / "sub" / "link.jpg").symlink_to(target)
+    files = list(walk(str(tmp_path), OPTIONS))
+    names = [(file.uri.removeprefix(f"{tmp_path}/"), file.size) for file in files]
+    assert names == [("sub/file.jpg", 1), ("sub/link.jpg", None)]
+
+
+def test_a_link_that_cannot_be_looked_at_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lead to a folder full of pictures."""
+
+    class Refused:
+        name = "camera"
+
+        def is_dir(self) -> bool:
+            raise PermissionError("the share says no")
+
+    monkeypatch.setattr(listing.os, "scandir", lambda path: nullcontext([Refused()]))
+    with pytest.raises(PermissionError, match="the share says no"):
+        list(walk(str(tmp_path), OPTIONS))
 
 
 def listed(parts: list[listing.Part]) -> list[FileInfo]:

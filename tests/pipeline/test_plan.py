@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class FakeDecoder:
             raise InputError("corrupt", "no moov") from None
         frames = min(frames, largest)
         ends = [*range(frames, count * frames, frames), None]
-        return [Range(i * frames, end, i * frames, frames) for i, end in enumerate(ends)]
+        *ranges, last = [Range(i * frames, end, i * frames, frames) for i, end in enumerate(ends)]
+        return [*ranges, replace(last, end_frame=count * frames)]
 
     def interrupt(self) -> None:
         pass
@@ -90,6 +91,7 @@ def run(
     rule: ShardRule = RULE,
     limit: int | None = None,
     before: Output | None = None,
+    people: Kind = "whole-image",
 ) -> tuple[Planned, int]:
     """Plan on top of what is planned in `before` (default: the output); and how many are known."""
     at = before or output
@@ -98,7 +100,8 @@ def run(
     with Catalog() as catalog:
         catalog.add([lambda: iter(inputs)], limit, lambda _: None)
         catalog.compare(manifest, at, [])
-        done = plan(catalog.new(), manifest, decoder_config(), rule, output, lambda _: None)
+        config = decoder_config(people=LocatorSpec(people))
+        done = plan(catalog.new(), manifest, config, rule, output, lambda _: None)
         return done, catalog.known
 
 
@@ -276,6 +279,29 @@ def test_each_range_carries_the_boxes_of_its_frames(output: Output) -> None:
     run([Input("/3x4.mp4", "video", boxes=boxes)], output)
     indices = [[b.frame_index for b in unit.boxes or ()] for unit in units_of(output)]
     assert indices == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_boxes_of_frames_that_a_video_does_not_have_are_a_failed_unit(output: Output) -> None:
+    """They were given to the last range, which never came to their frames."""
+    every, last, beyond = (GivenBox(0, 0, 1, 1, 1, i) for i in (None, 7, 8))
+    far = GivenBox(0, 0, 1, 1, 1, 2**31 - 1)
+    inputs = [Input("/2x4.mp4", "video", boxes=(far, beyond, every, last)), *pictures(1)]
+    run(inputs, output, people="boxes")
+    first, second, lost, _ = units_of(output)
+    assert (first.boxes, second.boxes, lost.boxes) == ((every,), (every, last), (far, beyond))
+    assert (lost.uri, lost.start_frame, lost.frames) == ("/2x4.mp4", None, 1)
+    assert (first.error_code, second.error_code, lost.error_code) == (None, None, "bad_box")
+    assert lost.error_message == (
+        "2 boxes are for frames that the video does not have, the first of them for frame "
+        "2147483647; its 8 frames count from 0"
+    )
+
+
+def test_boxes_that_do_not_count_fail_nothing(output: Output) -> None:
+    """With another locator they are only carried along."""
+    boxes = (GivenBox(0, 0, 1, 1, 1, 8),)
+    run([Input("/1x8.mp4", "video", boxes=boxes)], output)
+    assert [(unit.boxes, unit.error_code) for unit in units_of(output)] == [(boxes, None)]
 
 
 @pytest.mark.parametrize(("limit", "new", "known"), [(2, 0, 2), (3, 0, 3), (5, 2, 3), (None, 7, 3)])

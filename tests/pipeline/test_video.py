@@ -75,6 +75,23 @@ def test_ranges_hold_every_frame_once(name: str, largest: int, tmp_path: Path) -
     assert sum(r.frames for r in ranges) == 40
 
 
+@pytest.mark.parametrize("fps", [None, 3.0])
+@pytest.mark.parametrize("name", ["v.mp4", "v.ts", "v.avi"])
+def test_the_last_range_knows_where_a_whole_video_ends(
+    name: str, fps: float | None, tmp_path: Path
+) -> None:
+    path = write_video(tmp_path / name, **VIDEOS[name])
+    *ranges, last = cut(path, 7, fps)
+    assert last.end_frame == 40
+    assert [r.end_frame for r in ranges] == [None] * len(ranges)
+
+
+def test_nobody_knows_where_a_video_ends_that_was_cut_short(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv")
+    shorten(path, 0.6)
+    assert cut(path, 100)[-1].end_frame is None
+
+
 def test_times_are_those_of_the_container(tmp_path: Path) -> None:
     times = [0, 40, 60, 160, 1000, 1010]
     path = write_video(tmp_path / "v.mp4", frames=6, times_ms=times)
@@ -299,6 +316,10 @@ def test_a_video_that_is_damaged_in_the_middle_loses_nothing_silently(
         ),
         pytest.param("a.mp4", lambda path: path.mkdir(), "corrupt", id="folder"),
         pytest.param("a.mp4", lambda path: None, "not_found", id="missing"),
+        pytest.param("a.mp4", lambda path: path.symlink_to("a.mp4"), "not_found", id="a loop"),
+        pytest.param(
+            "a.mp4", lambda path: path.symlink_to(f"{__file__}/b"), "not_found", id="link"
+        ),
         pytest.param(
             "a.mp4",
             lambda path: path.write_text(f"ffconcat version 1.0\nfile '{path.parent}/b.mp4'\n"),

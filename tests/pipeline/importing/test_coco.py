@@ -115,12 +115,47 @@ def test_who_is_no_sample_is_noted_for_evaluation(tmp_path: Path) -> None:
     ]
 
 
-def test_a_box_without_area_gives_way_to_that_of_the_joints(tmp_path: Path) -> None:
-    write_coco(tmp_path, [annotation(0, 1, [2, 2], bbox=[5, 5, 0, 0])])
+@pytest.mark.parametrize("box", [[5, 5, 0, 0], None])
+def test_a_box_without_area_gives_way_to_that_of_the_joints(tmp_path: Path, box: Any) -> None:
+    write_coco(tmp_path, [annotation(0, 1, [2, 2], bbox=box)])
     run("coco", tmp_path, tmp_path, tune_share=0)
     (row,) = rows(tmp_path)
     points = pose(1, 17)[:2]
     np.testing.assert_allclose(row["box"][:2], points.min(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bbox": []}, r"bbox \[\] is not x, y, width, height"),
+        ({"bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\] is not x, y, width, height"),
+        ({"bbox": ["a", 2, 3, 4]}, "could not convert string to float: 'a'"),
+        ({"bbox": {"x": 1}}, "must be .* a real number, not 'dict'"),
+        ({"keypoints": [{"x": 1}]}, "must be .* a real number, not 'dict'"),
+        ({"keypoints": ["a"] * 51}, "could not convert string to float: 'a'"),
+        ({"keypoints": [[1], [1, 2]]}, "inhomogeneous"),
+        ({"keypoints": [1, 2]}, "cannot reshape"),
+        ({"keypoints": [1, 2, 2]}, "1 keypoints, but the category has 17"),
+        ({"keypoints": [10**400] * 51}, "too large"),
+        ({"area": "x"}, "could not convert string to float: 'x'"),
+    ],
+)
+def test_wrong_labels_are_refused_with_file_and_picture(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    """Some ended in a traceback, others were told of as no JSON."""
+    write_coco(tmp_path, [annotation(0, 1, [2]), annotation(1, 2, [2], **fields)])
+    place = r"person_keypoints_train2017\.json: the labels of 000000000001\.jpg: "
+    with pytest.raises(UsageError, match=place + f".*{message}"):
+        run("coco", tmp_path, tmp_path, tune_share=0)
+
+
+def test_a_label_without_a_box_is_refused(tmp_path: Path) -> None:
+    wrong = annotation(0, 1, [2, 2])
+    del wrong["bbox"]
+    write_coco(tmp_path, [wrong])
+    with pytest.raises(UsageError, match=r"000000000000\.jpg: 'bbox' is missing"):
+        run("coco", tmp_path, tmp_path, tune_share=0)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def test_people_without_labels_and_crowds_are_ignored(tmp_path: Path) -> None:
     assert len(row["others"]) == 1
 
 
+@pytest.mark.parametrize("box", [[], [1, 2, 3], "none"])
+def test_what_is_no_box_is_refused(tmp_path: Path, box: Any) -> None:
+    """It ended in a traceback when the table was written."""
+    people = [{"bbox": box, "keypoints": person(1, 17, 2)}]
+    write_json(tmp_path, [{"file": "a.jpg", "people": people}], keypoint_names=COCO)
+    with pytest.raises(UsageError, match=r"annotations\.json: the labels after picture 0 .*Error"):
+        run("json", tmp_path, tmp_path, split="val")
+
+
 def test_joints_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A joint that the labels lack is unlabelled everywhere; one line says which."""
     caplog.set_level("INFO", "posemill")
