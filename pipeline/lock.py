@@ -74,16 +74,17 @@ class Lock:
         while not self._acquire():
             self._clear_stale(self.name)
             self._cleared = True
+        # It beats while others are watched, too, which takes as long as it takes to go stale.
+        self._last_beat = time.monotonic()
+        self._thread.start()
         try:
             # Of two that start at the same time, each may see the other, and both stop.
             for name in self.output.list(FOLDER):
                 if not name.endswith(self.suffix):
                     self._clear_stale(f"{FOLDER}/{name}")
         except BaseException:
-            self.output.remove(self.name)
+            self.__exit__()
             raise
-        self._last_beat = time.monotonic()
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:

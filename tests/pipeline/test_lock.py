@@ -109,6 +109,36 @@ def test_a_dead_run_of_another_number_of_partitions_is_cleared(store: Place) -> 
         assert store.names() == ["out/_locks/2-of-2"]
 
 
+def test_the_heart_beats_while_another_partitions_lock_is_watched(store: Place) -> None:
+    """It looked dead meanwhile, and a third run took it over."""
+    output = store.output()
+    plant(output)
+
+    def watch(_: str) -> None:
+        deadline = time.monotonic() + 20
+        while json.loads(output.read("_locks/2-of-2") or b"{}")["beats"] < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        output.remove(NAME)
+
+    with Lock(output, (1, 2), watch, heartbeat_s=0.05, stale_s=60.0, poll_s=0.05) as lock:
+        lock.check()
+
+
+def test_who_took_over_meanwhile_keeps_the_lock(store: Place) -> None:
+    output = store.output()
+    plant(output)
+    taken = json.dumps({"run": "third"}).encode()
+
+    def watch(_: str) -> None:
+        output.replace("_locks/2-of-2", taken)
+        plant(output, beats=1)
+
+    with pytest.raises(PosemillError, match="in use"), Lock(output, (1, 2), watch, poll_s=0.05):
+        pass
+    assert output.read("_locks/2-of-2") == taken
+
+
 def test_a_heartbeat_never_overwrites_who_took_over(store: Place) -> None:
     """Between looking and writing somebody may take it over."""
     output = store.output()
