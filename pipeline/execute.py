@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from pipeline import cluster, schema
 from pipeline.amend import commit, units_to_do
@@ -135,8 +135,7 @@ class Executor:
         try:
             table: pa.Table = ray.get(result)
         except RayError as error:
-            failure = InputError("internal", f"failed alone, too: {last_line(error)}")
-            crops = crops_table(failure_rows([unit], failure))
+            crops = crops_table(failure_rows([unit], failure_alone(unit, error)))
             num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
             nobody = np.empty((0, num_keypoints, 3), np.float32)
             return annotation_rows(crops, nobody, num_keypoints)
@@ -159,6 +158,22 @@ class Executor:
         if self._flow is not None:
             self._flow.close()
         self._flow = None
+
+
+def failure_alone(unit: Unit, error: RayError) -> InputError:
+    """What a unit is told to be that failed in a task of its own.
+
+    Raises PosemillError where that says nothing about the unit: its node was lost, or no decoder
+    could be started.
+    """
+    is_its_own = isinstance(error, (RayTaskError, WorkerCrashedError, OutOfMemoryError))
+    # Ray gives a task's error the class of its cause, too.
+    if not is_its_own or isinstance(error, PosemillError):
+        raise PosemillError(
+            f"{unit.uri} could not be annotated, and nobody knows whether it can be: "
+            f"{last_line(error)}; run the same command again, nothing is lost"
+        ) from error
+    return InputError("internal", f"failed alone, too: {last_line(error)}")
 
 
 def _notes(flow: Flow) -> list[Note]:

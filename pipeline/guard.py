@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from math import prod
 from typing import TYPE_CHECKING, Self
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PosemillError
 from pipeline.messages import (
     OUT_OF_MEMORY,
     Alive,
@@ -154,9 +155,26 @@ class Decoder:
         return InputError("worker_crashed", f"the decoder process died: {reason}")
 
     def _start(self) -> Line:
+        """Raises PosemillError where the machine has no process, memory or descriptors left."""
+        try:
+            with ExitStack() as stack:
+                line = self._started(stack)
+        except OSError as error:
+            self.close()
+            raise PosemillError(
+                f"a decoder process cannot be started: {error}; are there too many processes or "
+                "open files on this machine, or too little memory?"
+            ) from error
+        line.send(self.config)
+        return line
+
+    def _started(self, stack: ExitStack) -> Line:
+        """A new process's line; `stack` closes its ends of what leads to it on this side."""
         ours, theirs = socket.socketpair()
-        read_end, self._lifeline = os.pipe()
+        stack.callback(theirs.close)
         self._line = Line(ours)
+        read_end, self._lifeline = os.pipe()
+        stack.callback(os.close, read_end)
         self._line.wait_at_most(self.config.max_seconds + _START_SECONDS)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.decoder", str(theirs.fileno()), str(read_end)],
@@ -177,8 +195,5 @@ class Decoder:
                 "OPENCV_LOG_LEVEL": "SILENT",
             },
         )
-        theirs.close()
-        os.close(read_end)
         self._fresh = True
-        self._line.send(self.config)
         return self._line

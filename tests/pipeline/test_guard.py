@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from cpm_core.locators import LocatorSpec
 from cpm_core.weights import FOLDER
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PosemillError
 from pipeline.guard import Decoder
 from pipeline.messages import FrameResult
 from pipeline.units import Unit
@@ -189,6 +190,26 @@ def test_a_decoder_that_is_closed_starts_again(decoder: Decoder, folder: Path) -
     decoder.close()
     assert is_gone(pid)
     assert works(decoder, folder)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_no_unit_is_blamed_for_a_decoder_that_cannot_be_started(
+    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a timeout of the unit's, or an AssertionError, and every try kept descriptors."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = os.listdir("/proc/self/fd")
+    with Decoder(decoder_config()) as decoder:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", refuse)
+            for _ in range(3):
+                with pytest.raises(PosemillError, match=f"started: .*{os.strerror(number)}; are"):
+                    frames(decoder, folder / "good.png")
+            assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert works(decoder, folder)
 
 
 def test_a_picture_too_large_for_the_limit_is_out_of_memory(folder: Path) -> None:
