@@ -255,7 +255,9 @@ class Flow:
         over, _ = ray.wait(waiting, timeout=_WAIT_S, fetch_local=False)
         if over:
             over, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
-        return over
+        # A worker's death comes last: who had its answer before is not to be taken for its victim,
+        # nor for its cause.
+        return sorted(over, key=lambda call: call == self._calls[call][1].life)
 
     def _take(self, call: Any) -> Outcome | None:
         """Move a shard on; an outcome if it was its last stage."""

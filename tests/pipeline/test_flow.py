@@ -159,6 +159,24 @@ def test_only_guilty_shards_are_left_out(flow: Callable[..., Flow]) -> None:
     assert [o.committed for o in going.run(refs(3), final=False)] == [False] * 3
 
 
+def test_what_was_answered_before_a_death_is_seen_before_it(flow: Callable[..., Flow]) -> None:
+    """Else the deadly one looks as if it had only waited, and kills once more."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    arrived = going._arrived
+
+    def late() -> list[Any]:
+        for member in going.pools[0].members:
+            if any(shard.ref.shard == DEADLY for shard in member.calls.values()):
+                ray.wait([member.life])
+        return arrived()
+
+    going._arrived = late  # type: ignore[method-assign]
+    assert list(going.run([refs(20)[BROKEN], refs(20)[DEADLY]], final=True)) == []
+    events = ray.get(ledger.read.remote())
+    assert events.count(("first", DEADLY)) == events.count(("first", BROKEN)) == 3
+
+
 def test_crops_are_held_of_so_many_shards_at_most(flow: Callable[..., Flow]) -> None:
     ledger = Ledger.remote()  # type: ignore[attr-defined]
     going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger), ahead=2)
