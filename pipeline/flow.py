@@ -112,17 +112,20 @@ class Pool:
     def lose(self, member: Member, error: RayError) -> bool:
         """A member died; whether another shall take its place at once.
 
-        Where others work, one that could not start is tried again later only: its node may be to
-        blame. Raises StartError where none of the pool could ever start.
+        One that could not start is tried again later only, once any has: where others work, its
+        node may be to blame. Raises StartError where none works and none can start.
         """
         self.members.remove(member)
         kill(member)
         reason = last_line(error)
         log.warning("a %s worker is gone: %s", self.name, reason)
-        if member.node is not None or self._has_started:
-            return member.node is not None
+        if member.node is not None:
+            return True
+        if any(other.node is not None for other in self.members):
+            self._failed_starts = 0
+            return False
         self._failed_starts += 1
-        if _AT_START in str(error):
+        if _AT_START in str(error) and not self._has_started:
             raise StartError(
                 f"a worker could not start: {reason}; that is no fault of the inputs: mend it, "
                 "then run the same command again"
@@ -133,7 +136,7 @@ class Pool:
                 f"the last with: {reason}; see what Ray printed, mend it, then run the same "
                 "command again"
             )
-        return True
+        return not self._has_started
 
     def _new(self) -> Member:
         actor = self._make()

@@ -99,6 +99,33 @@ class Unborn(First):
         raise RuntimeError("no such device")
 
 
+class BornOnce(First):
+    """Only the first of its kind can start; it dies of the first shard."""
+
+    def __init__(self, ledger: Any) -> None:
+        super().__init__(ledger)
+        if ray.get(ledger.note.remote("born", 0)):
+            raise RuntimeError("the device fell off")
+
+    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
+        """Dies."""
+        os._exit(1)
+
+
+class Slow(BornOnce):
+    """Works at a shard until another of its kind has tried to be born once more."""
+
+    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
+        """Never dies."""
+        had = self._births()
+        while self._births() == had:
+            threading.Event().wait(0.01)
+        return f"rows {ref.shard}", StageReport(0.5)
+
+    def _births(self) -> int:
+        return ray.get(self.ledger.read.remote()).count(("born", 0))
+
+
 class Patient(First):
     """Waits in a shard until it is killed."""
 
@@ -300,6 +327,29 @@ def test_workers_that_cannot_start_end_the_run(
         list(going.run(refs(3), final=True))
     assert "run the same command again" in str(error.value)
     assert isinstance(error.value, PosemillError)
+
+
+def test_a_run_whose_last_worker_cannot_come_back_ends(
+    flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_module, "_LOOK_EVERY_S", 0.0)
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(BornOnce, ledger), pool(Second, ledger), pool(Last, ledger))
+    with pytest.raises(StartError, match="in a row"):
+        list(going.run(refs(3), final=True))
+
+
+def test_one_that_cannot_start_does_not_end_a_run_where_others_work(
+    flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_module, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(flow_module, "_FAILED_STARTS_IN_A_ROW", 1)
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = flow(pool(Slow, ledger), pool(Second, ledger), pool(Last, ledger))
+    going.pools[0].size = 2  # The second one is never born.
+    assert len(list(going.run(refs(6), final=True))) == 6
+    born = ray.get(ledger.read.remote()).count(("born", 0))
+    assert born > 2
 
 
 def test_notes_say_what_the_workers_are_at(flow: Callable[..., Flow]) -> None:
