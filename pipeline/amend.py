@@ -20,12 +20,17 @@ def units_to_do(output: Output, ref: ShardRef, file: pq.ParquetFile) -> list[Uni
         return units
     if ref.redo is None:
         return []
-    rows = read_part(output, ref.shard, ["unit_id", "status", "error_code"])
-    failed = rows.filter(pc.equal(rows["status"], "failed"))
-    if ref.redo:
-        failed = failed.filter(pc.is_in(failed["error_code"], pa.array(ref.redo)))
-    again = set(failed["unit_id"].to_pylist())
+    again = failed_units(output, ref.shard, ref.redo)
     return [unit for unit in units if unit.unit_id in again]
+
+
+def failed_units(output: Output, shard: int, codes: tuple[str, ...]) -> set[int]:
+    """Units of a part that failed with one of the codes; without codes, with any."""
+    rows = read_part(output, shard, ["unit_id", "status", "error_code"])
+    failed = rows.filter(pc.equal(rows["status"], "failed"))
+    if codes:
+        failed = failed.filter(pc.is_in(failed["error_code"], pa.array(codes)))
+    return set(failed["unit_id"].to_pylist())
 
 
 def commit(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ _LISTED = pa.schema(
         pa.field("bad_name", pa.bool_(), nullable=False),
     ]
 )
-_STATE = ("uri", "size", "etag", "mtime", "unit_id")
+_STATE = ("uri", "kind", "size", "etag", "mtime", "unit_id", "error_code")
 _CHANGED = """coalesce(CASE WHEN l.etag IS NOT NULL AND p.etag IS NOT NULL THEN l.etag <> p.etag
     ELSE l.size <> p.size OR l.mtime <> p.mtime END, false)"""
 
@@ -69,10 +69,10 @@ class Catalog:
         self._stack = ExitStack()
         self._stop = threading.Event()
         self.sizes = np.zeros(0, np.int64)
-        self.known = self.changed_count = 0
+        self.known = self.changed_count = self.unread_count = 0
         self.vanished = Tally()
         # By position, a running number over all inputs.
-        self._is_new = self._is_changed = np.zeros(0, np.bool_)
+        self._is_new = self._is_changed = self._is_due_again = np.zeros(0, np.bool_)
 
     def __enter__(self) -> Self:
         self._duckdb, self.folder = self._stack.enter_context(scratch(_MEMORY))
@@ -102,17 +102,33 @@ class Catalog:
                     raise
         self.sizes = np.array(sizes, np.int64)
 
-    def compare(self, manifest: Manifest, output: Output, roots: Sequence[str]) -> None:
-        """Find what is new, changed and gone; `roots` are the folders that were listed whole."""
+    def compare(
+        self,
+        manifest: Manifest,
+        output: Output,
+        roots: Sequence[str],
+        redo_changed: bool = False,
+        redo_failed: Collection[str] = (),
+    ) -> None:
+        """Find what is new, changed and gone; `roots` are the folders that were listed whole.
+
+        Planned anew shall be what has changed, with `redo_changed`, and videos that could not even
+        be cut into units, for one of the reasons `redo_failed`.
+        """
         listed, planned = self._table("listed-*"), self._table("planned")
         self._spool_manifest(manifest, output)
         (first,) = self._flags(f"SELECT min(part << 40 | row) FROM {listed} GROUP BY uri")
-        known, changed = self._flags(
-            f"SELECT part << 40 | row, {_CHANGED} FROM {listed} l JOIN {planned} p USING (uri)"
+        codes = ", ".join(f"'{code}'" for code in redo_failed)
+        is_unread = f"p.kind = 'video' AND p.error_code IN ({codes})" if codes else "false"
+        known, changed, unread = self._flags(
+            f"SELECT part << 40 | row, {_CHANGED}, coalesce({is_unread}, false) "
+            f"FROM {listed} l JOIN {planned} p USING (uri)"
         )
         self._is_new, self._is_changed = first & ~known, first & changed
         self.known = int((first & known).sum())
         self.changed_count = int(self._is_changed.sum())
+        self.unread_count = int((first & unread).sum())
+        self._is_due_again = first & (changed & redo_changed | unread)
         self.vanished = self._gone(planned, listed, roots)
 
     def first(self) -> Input:
@@ -155,10 +171,17 @@ class Catalog:
         """Inputs that are not what they were when they were planned, in their order."""
         return self._inputs(self._is_changed)
 
-    def units_of_changed(self, manifest: Manifest, output: Output) -> Iterator[pa.RecordBatch]:
-        """`unit_id` and `shard` of what was planned for changed inputs and counts still."""
+    def again(self) -> Iterator[Input]:
+        """Inputs that shall be planned anew, in their order."""
+        return self._inputs(self._is_due_again)
+
+    def units_of_again(self, manifest: Manifest, output: Output) -> Iterator[pa.RecordBatch] | None:
+        """`unit_id` and `shard` of what counts still of inputs that shall be planned anew; None
+        where there are none."""
+        if not self._is_due_again.any():
+            return None
         fields = pa.schema([schema.MANIFEST.field("uri")])
-        uris = pa.RecordBatchReader.from_batches(fields, self._rows(self._is_changed, ["uri"]))
+        uris = pa.RecordBatchReader.from_batches(fields, self._rows(self._is_due_again, ["uri"]))
         units = manifest.units(output, ["uri", "unit_id", "shard"])
         retired = manifest.retired_units(output)
         cursor = self._duckdb.cursor()

@@ -75,3 +75,8 @@ ERROR_CODES = {
     "worker_crashed": "the decoder process died on this unit",
     "internal": "the unit failed for a reason of PoseMill's own; see the message",
 }
+
+PASSING = frozenset(
+    ["not_found", "forbidden", "storage", "timeout", "out_of_memory", "worker_crashed", "internal"]
+)
+"""Codes of what may be otherwise another time, with the very same bytes."""

@@ -9,7 +9,7 @@ from itertools import chain
 
 from pipeline.catalog import Catalog, Part
 from pipeline.config import AnnotateSettings
-from pipeline.errors import PosemillError, UsageError
+from pipeline.errors import PASSING, PosemillError, UsageError
 from pipeline.inputs import Input, Passed, Selection, named
 from pipeline.lists import Boxes
 from pipeline.manifest import Manifest
@@ -65,7 +65,7 @@ class Planner:
             on_listed()
             while True:
                 manifest = Manifest.load(self.output)
-                catalog.compare(manifest, self.output, sources.roots)
+                catalog.compare(manifest, self.output, sources.roots, *self._redo())
                 planned = self._append(catalog, manifest, write)
                 if planned.counts:
                     break
@@ -102,17 +102,23 @@ class Planner:
             )
 
     def _append(self, catalog: Catalog, manifest: Manifest, write: bool) -> Planned:
-        redo = self.settings.changed == "redo" and catalog.changed_count > 0
         locator = self.decoder.people
         crop = math.prod(self.decoder.view_shape)
         return plan(
-            chain(catalog.new(), catalog.changed() if redo else ()),
+            chain(catalog.new(), catalog.again()),
             manifest,
             self.decoder,
             ShardRule(self.settings.shard_size, crop, people_expected(locator.kind)),
             self.output if write else None,
             self.reporter.planning,
-            catalog.units_of_changed(manifest, self.output) if redo else None,
+            catalog.units_of_again(manifest, self.output),
+        )
+
+    def _redo(self) -> tuple[bool, frozenset[str]]:
+        """Whether changed inputs are planned anew, and after which failures videos are."""
+        codes = self.settings.retry_failed
+        return self.settings.changed == "redo", frozenset() if codes is None else (
+            PASSING & set(codes or PASSING)
         )
 
     def _selected(self, part: Part) -> Part:
@@ -144,6 +150,11 @@ class Planner:
                 f"{catalog.changed_count:,} inputs have changed since they were planned "
                 f"({_shown(next(catalog.changed()).uri)}); "
                 f"{'they are' if redo else '--changed redo has them'} done again"
+            )
+        if catalog.unread_count:
+            self.reporter.say(
+                f"{catalog.unread_count:,} videos that could not be opened when they were planned "
+                "are planned anew"
             )
         if catalog.vanished.example is not None:
             self.reporter.say(

@@ -10,6 +10,7 @@ from typing import Self
 
 import pyarrow.compute as pc
 
+from pipeline.amend import failed_units
 from pipeline.commit import READERS, done_shards, part_summaries, read_part
 from pipeline.manifest import ShardRef
 from pipeline.storage import Output
@@ -60,12 +61,16 @@ def stale_shards(output: Output, refs: Iterable[ShardRef]) -> set[int]:
 
 
 def _failures(output: Output, there: Sequence[ShardRef], codes: tuple[str, ...]) -> dict[int, int]:
-    """How many units of each part failed with one of the codes, or with any."""
+    """How many units of each part that count failed with one of the codes, or with any."""
     shards = sorted(ref.shard for ref in there)
-    return {
+    found = {
         shard: sum(summary.failed[code] for code in codes or summary.failed)
         for shard, summary in zip(shards, part_summaries(output, shards), strict=True)
     }
+    retired = {ref.shard: set(ref.retired) for ref in there if ref.retired and found[ref.shard]}
+    for shard, gone in retired.items():
+        found[shard] = len(failed_units(output, shard, codes) - gone)
+    return found
 
 
 class Totals:

@@ -21,6 +21,7 @@ from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_
 from pipeline.upkeep.settings import VerifySettings
 from pipeline.upkeep.verify import verify
 from tests.e2e.conftest import Job, draw_figure
+from tests.pipeline.videos import write_video
 
 
 def read_table(output: str) -> pa.Table:
@@ -211,6 +212,30 @@ def test_growing_input_is_continued(
     assert_accounted(table, 41)
     assert len(set(table["uri"].to_pylist())) == 41
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_a_video_that_was_away_when_it_was_planned_comes_with_retry_failed(
+    photos: Path, tmp_path: Path, posemill: Job, tiny: tuple[str, ...]
+) -> None:
+    """How it is cut was not known then, so it is planned anew."""
+    away = tmp_path / "away" / "clip.mp4"
+    (photos / "clip.mp4").symlink_to(away)
+    command = ["annotate", str(photos), str(tmp_path / "out"), *tiny]
+    assert posemill(*command).returncode == 0
+    away.parent.mkdir()
+    write_video(away, frames=30)
+    assert "nothing left to do" in posemill(*command).stdout
+    again = posemill(*command, "--retry-failed", "not_found")
+    assert again.returncode == 0, again.stderr
+    assert "1 videos that could not be opened when they were planned" in again.stderr
+    table = read_table(str(tmp_path / "out"))
+    assert "failed" not in table["status"].to_pylist()
+    video = table.filter(pc.match_substring(table["uri"], "clip.mp4"))
+    assert sorted(set(video["frame_index"].to_pylist())) == list(range(30))
+    assert_clean(str(tmp_path / "out"))
+    idle = posemill(*command, "--retry-failed")
+    assert "nothing left to do" in idle.stdout
+    assert "could not be opened" not in idle.stderr
 
 
 @pytest.mark.parametrize(

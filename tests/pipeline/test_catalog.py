@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -48,11 +48,14 @@ def planned_as(output: Output, inputs: Sequence[Input], units_each: int = 1) -> 
 
 @contextmanager
 def compared(
-    inputs: Sequence[Sequence[Input]], output: Output, roots: Sequence[str] = ()
+    inputs: Sequence[Sequence[Input]],
+    output: Output,
+    roots: Sequence[str] = (),
+    redo_failed: Collection[str] = (),
 ) -> Iterator[Catalog]:
     with Catalog() as catalog:
         catalog.add([lambda part=part: iter(part) for part in inputs], None, lambda _: None)
-        catalog.compare(Manifest.load(output), output, roots)
+        catalog.compare(Manifest.load(output), output, roots, True, redo_failed)
         yield catalog
 
 
@@ -112,7 +115,7 @@ def test_a_change_shows_in_etag_or_size_or_time(
         assert catalog.known == 2
 
 
-def test_units_of_changed_inputs_are_retired_once(store: Place) -> None:
+def test_units_of_again_inputs_are_retired_once(store: Place) -> None:
     """What was retired before is none of the next change's."""
     output = store.output()
     first = [picture(c) for c in "abcd"]
@@ -120,7 +123,7 @@ def test_units_of_changed_inputs_are_retired_once(store: Place) -> None:
     again = [replace(item, size=11) if item.uri in ("/in/b.jpg", "/in/d.jpg") else item
              for item in first]  # fmt: skip
     with compared([again], output) as catalog:
-        batches = list(catalog.units_of_changed(manifest, output))
+        batches = list(catalog.units_of_again(manifest, output))
         rows = [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
         assert rows == [(2, 0), (3, 0), (6, 1), (7, 1)]
         writer = ManifestWriter(output, 1)
@@ -140,8 +143,32 @@ def test_units_of_changed_inputs_are_retired_once(store: Place) -> None:
         assert (catalog.known, catalog.changed_count) == (4, 0)
     third = [replace(item, size=12) if item.uri == "/in/b.jpg" else item for item in again]
     with compared([third], output) as catalog:
-        rows = [row for b in catalog.units_of_changed(manifest, output) for row in b.to_pylist()]
+        rows = [row for b in catalog.units_of_again(manifest, output) for row in b.to_pylist()]
         assert rows == [{"unit_id": 8, "shard": 2}]
+
+
+def test_videos_that_could_not_be_cut_are_due_again_for_the_reasons_given(store: Place) -> None:
+    output = store.output()
+    items = [picture("a"), *(replace(picture(c), kind="video") for c in "bcde")]
+    codes = [None, "storage", None, "timeout", "storage"]
+    writer = ManifestWriter(output, 0)
+    writer.add_shard([
+        Unit(i, 0, item.uri, item.kind, 10, None, THEN, error_code=code)
+        for i, (item, code) in enumerate(zip(items, codes, strict=True))
+    ])  # fmt: skip
+    assert writer.complete(5, 1)
+    manifest = Manifest.load(output)
+    with compared([items[:4]], output, redo_failed=["storage", "forbidden"]) as catalog:
+        assert names(catalog.again()) == "b"
+        assert (catalog.unread_count, catalog.changed_count) == (1, 0)
+        batches = catalog.units_of_again(manifest, output)
+        assert batches is not None
+        assert [row for batch in batches for row in batch.to_pylist()] == [
+            {"unit_id": 1, "shard": 0}
+        ]
+    with compared([items], output) as catalog:
+        assert names(catalog.again()) == ""
+        assert catalog.units_of_again(manifest, output) is None
 
 
 @pytest.mark.parametrize("names_", ["a", "ab", "abc"])
@@ -156,7 +183,7 @@ def test_what_was_planned_anew_is_known_ever_after(store: Place, names_: str) ->
         writer = ManifestWriter(output, 1)
         first, shard = manifest.next_unit, manifest.next_shard
         writer.add_shard([Unit(first, shard, changed.uri, "image", 11, None, THEN)])
-        writer.retire(catalog.units_of_changed(manifest, output))
+        writer.retire(catalog.units_of_again(manifest, output))
         assert writer.complete(first + 1, shard + 1)
     with compared([[*items[:-1], changed]], output) as catalog:
         assert (names(catalog.new()), names(catalog.changed())) == ("", "")
