@@ -1,8 +1,8 @@
 """The decoder process: one unit in, frames with people and their crops out.
 
 A child of the prepare actor (see `pipeline.guard`), started as `python -m pipeline.decoder FD
-LIFELINE`. Whatever an input does to it (crash, hang, memory) hits this process alone. It imports
-no Ray, and torch only where a person-net finds people.
+LIFELINE SHARED`. Whatever an input does to it (crash, hang, memory) hits this process alone. It
+imports no Ray, and torch only where a person-net finds people.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import mmap
 import os
 import resource
 import select
@@ -50,22 +51,31 @@ Answer = tuple[FrameResult | Finished | Failure, NDArray[np.uint8] | None]
 
 def main() -> None:
     """Serve one parent until it is gone."""
-    line, lifeline = Line(socket.socket(fileno=int(sys.argv[1]))), int(sys.argv[2])
+    fd, lifeline, shared = map(int, sys.argv[1:])
+    line = Line(socket.socket(fileno=fd))
     _die_with_parent(lifeline)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_OOM_SCORE)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
-            _serve(line, line.receive())
+            _serve(line, line.receive(), mmap.mmap(shared, 1))
         except MemoryError:
             # A message was cut off in the middle: only a new process can go on.
             os._exit(OUT_OF_MEMORY)
 
 
-def _serve(line: Line, config: DecoderConfig) -> None:
+def _serve(line: Line, config: DecoderConfig, shared: mmap.mmap) -> None:
     from pipeline.worker import UnitWorker
 
-    worker = UnitWorker(config, _Heartbeat(line))
+    @contextlib.contextmanager
+    def reading() -> Iterator[None]:
+        shared[0] = True
+        try:
+            yield
+        finally:
+            shared[0] = False
+
+    worker = UnitWorker(config, _Heartbeat(line), reading)
     _limit_memory(config.max_memory)
     # Its first unit's time starts now.
     line.send(Alive())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import socket
@@ -45,6 +46,8 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._line: Line | None = None
         self._lifeline: int | None = None
+        # One byte, not 0 while it waits for storage.
+        self._reading: mmap.mmap | None = None
         self._fresh = True
         self._busy = False
 
@@ -81,7 +84,9 @@ class Decoder:
             self._line.close()
         if self._lifeline is not None:
             os.close(self._lifeline)
-        self._process = self._line = self._lifeline = None
+        if self._reading is not None:
+            self._reading.close()
+        self._process = self._line = self._lifeline = self._reading = None
         self._busy = False
 
     def _ask(
@@ -134,8 +139,13 @@ class Decoder:
         return reply
 
     def _timed_out(self) -> InputError:
+        assert self._reading is not None
+        is_storage = self._reading[0]
         self.close()
-        return InputError("timeout", f"no answer within {self.config.max_seconds:g} s")
+        within = f"within {self.config.max_seconds:g} s"
+        if is_storage:
+            return InputError("storage", f"cannot be read: the storage gave nothing {within}")
+        return InputError("timeout", f"no answer {within}")
 
     def _post_mortem(self) -> InputError:
         assert self._process is not None
@@ -175,10 +185,15 @@ class Decoder:
         self._line = Line(ours)
         read_end, self._lifeline = os.pipe()
         stack.callback(os.close, read_end)
+        shared = os.memfd_create("posemill-reading")
+        stack.callback(os.close, shared)
+        os.ftruncate(shared, 1)
+        self._reading = mmap.mmap(shared, 1)
+        handed = theirs.fileno(), read_end, shared
         self._line.wait_at_most(self.config.max_seconds + _START_SECONDS)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decoder", str(theirs.fileno()), str(read_end)],
-            pass_fds=(theirs.fileno(), read_end),
+            [sys.executable, "-m", "pipeline.decoder", *map(str, handed)],
+            pass_fds=handed,
             stdin=subprocess.DEVNULL,
             # What libraries print is for the log; standard output is for results.
             stdout=2,

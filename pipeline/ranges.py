@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -18,7 +19,15 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.storage import StorageOptions, open_filesystem, path_of
-from pipeline.video import Range, frame_rate, is_due, new_interval, opened, video_stream
+from pipeline.video import (
+    Range,
+    Reading,
+    frame_rate,
+    is_due,
+    new_interval,
+    opened,
+    video_stream,
+)
 
 _MATROSKA_HEAD = 4096
 _SEGMENT = bytes.fromhex("18538067")
@@ -30,23 +39,25 @@ def plan_ranges(
     largest: int,
     fps: float | None,
     alive: Callable[[], None] = lambda: None,
+    reading: Reading = nullcontext,
     *,
     max_frames: int = 10_000_000,
     max_pixels: int = 100_000_000,
 ) -> list[Range]:
     """Cut a video into ranges of at most `largest` wanted frames, at keyframes where possible.
 
-    `alive` is called for every packet. Raises InputError: no_video, corrupt, too_many_frames, and
-    those of opening.
+    `alive` is called for every packet, and remote storage is read inside of `reading`. Raises
+    InputError: no_video, corrupt, too_many_frames, and those of opening.
     """
-    with opened(uri, options, max_pixels) as container:
+    with opened(uri, options, max_pixels, reading) as container:
         stream = video_stream(container, max_pixels)
         # An index costs the file next to nothing, as all its entries may name one place.
         if len(stream.index_entries) > max_frames:
             raise _too_many(max_frames)
         packets = _read_packets(container, stream, alive, max_frames)
         base = stream.time_base
-        missing = _missing(container, stream, packets, uri, options)
+        with reading():
+            missing = _missing(container, stream, packets, uri, options)
         rate = frame_rate(stream)
         is_timed = packets.are_timed and not _lacks_order(container, stream, packets)
     count = len(packets.times)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -33,6 +34,9 @@ from pipeline.storage import (
 )
 
 Picture = NDArray[np.uint8]
+
+Reading = Callable[[], AbstractContextManager[None]]
+"""A context for the time in which storage is waited for."""
 
 _BLOCK = 4 << 20
 # More threads take address space, and other decoders want the cores, too.
@@ -87,8 +91,26 @@ class Frame:
         return Scaled(self.picture, 1, width, height)
 
 
+class _RemoteFile:
+    """A file of which each read is made inside of `reading`."""
+
+    def __init__(self, file: Any, reading: Reading) -> None:
+        self._file, self._reading = file, reading
+
+    def read(self, size: int) -> bytes:
+        """As the file's."""
+        with self._reading():
+            data: bytes = self._file.read(size)
+            return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 @contextlib.contextmanager
-def opened(uri: str, options: StorageOptions, max_pixels: int) -> Iterator[Any]:
+def opened(
+    uri: str, options: StorageOptions, max_pixels: int, reading: Reading = nullcontext
+) -> Iterator[Any]:
     """The container of a video. What goes wrong while it is open becomes an InputError.
 
     FFmpeg may decode frames to find out what they are: none of more than `max_pixels`.
@@ -102,9 +124,10 @@ def opened(uri: str, options: StorageOptions, max_pixels: int) -> Iterator[Any]:
                 source: Any = f"file:{path_of(uri)}"
                 size = os.stat(path_of(uri)).st_size
             else:
-                fs = open_filesystem(uri, options)
-                source = stack.enter_context(fs.open(path_of(uri), "rb", block_size=_BLOCK))
-                size = source.size
+                with reading():
+                    fs = open_filesystem(uri, options)
+                    file = stack.enter_context(fs.open(path_of(uri), "rb", block_size=_BLOCK))
+                source, size = _RemoteFile(file, reading), file.size
             if size == 0:
                 raise InputError("empty", "the file has no bytes")
             limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
@@ -179,15 +202,17 @@ def read_frames(
     fps: float | None,
     max_pixels: int,
     alive: Callable[[], None] = lambda: None,
+    reading: Reading = nullcontext,
 ) -> Iterator[Frame]:
     """Decode the wanted frames of a range, in order of presentation.
 
-    `alive` is called for every packet and frame that is passed. After the last good frame, raises
+    `alive` is called for every packet and frame that is passed, and each read of remote storage is
+    made inside of `reading`. After the last good frame, raises
     InputError `corrupt` if packets were damaged or frames are missing.
     """
     damage: list[str] = []
     with contextlib.ExitStack() as stack:
-        container = stack.enter_context(opened(uri, options, max_pixels))
+        container = stack.enter_context(opened(uri, options, max_pixels, reading))
         stream = video_stream(container, max_pixels)
         frames = None
         if wanted.start_pts is not None and wanted.start_frame:
@@ -195,7 +220,7 @@ def read_frames(
             if frames is None:
                 stack.close()
                 damage.clear()
-                container = stack.enter_context(opened(uri, options, max_pixels))
+                container = stack.enter_context(opened(uri, options, max_pixels, reading))
                 stream = video_stream(container, max_pixels)
         if frames is None:
             frames = _decoded(container, stream, wanted.start_pts, damage, alive)

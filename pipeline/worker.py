@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.pictures import Scaled, Still
 from pipeline.ranges import plan_ranges
 from pipeline.storage import protocol_of
 from pipeline.units import GivenBox, Unit
-from pipeline.video import Frame, Range, read_frames
+from pipeline.video import Frame, Range, Reading, read_frames
 
 Crops = NDArray[np.uint8]
 Seen = Frame | Still
@@ -29,12 +30,19 @@ crops of most people, too, and are shrunk with care."""
 
 
 class UnitWorker:
-    """Holds the locator between units. Calls `alive` while it works on a video."""
+    """Holds the locator between units. Calls `alive` while it works on a video, whose storage it
+    reads inside of `reading`."""
 
-    def __init__(self, config: DecoderConfig, alive: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        alive: Callable[[], None] = lambda: None,
+        reading: Reading = nullcontext,
+    ) -> None:
         cv2.setNumThreads(1)
         self.config = config
         self.alive = alive
+        self.reading = reading
         self.cropper = Cropper(config.crop_size, config.box_factor, config.scales)
         self.locator = config.people.build()
         if config.people.kind == "person-net":
@@ -52,6 +60,7 @@ class UnitWorker:
             request.largest,
             config.fps,
             self.alive,
+            self.reading,
             max_frames=config.max_frames,
             max_pixels=config.max_pixels,
         )
@@ -96,8 +105,9 @@ class UnitWorker:
         config = self.config
         if unit.kind == "video":
             wanted = Range(unit.start_pts, unit.end_pts, unit.start_frame, unit.frames)
+            limits = config.fps, config.max_pixels
             yield from read_frames(
-                unit.uri, config.storage, wanted, config.fps, config.max_pixels, self.alive
+                unit.uri, config.storage, wanted, *limits, self.alive, self.reading
             )
             return
         if data is None:

@@ -21,7 +21,9 @@ from cpm_core.weights import FOLDER
 from pipeline.errors import InputError, PosemillError
 from pipeline.guard import Decoder
 from pipeline.messages import FrameResult
+from pipeline.storage import StorageOptions
 from pipeline.units import Unit
+from tests.faults.proxy import Proxy, Rule
 from tests.pipeline.conftest import Place
 from tests.pipeline.test_pictures import png
 from tests.pipeline.test_plan import decoder_config
@@ -250,6 +252,27 @@ def test_videos_are_read_from_s3(s3_place: Place, folder: Path) -> None:
         [whole] = decoder.ranges(uri, 100)
         unit = Unit(0, 0, uri, "video", None, None, None, whole.start_pts, None, 0, 30)
         assert len(list(decoder.frames(unit, None))) == 30
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_storage_that_gives_nothing_is_no_timeout_of_the_videos(
+    planned: bool, s3_place: Place, moto_endpoint: str, folder: Path
+) -> None:
+    """That may pass: such shards are tried again before they are written."""
+    data = (folder / "v.mp4").read_bytes()
+    s3_place.put("v.mp4", data)
+    uri = f"{s3_place.uri}/v.mp4"
+    with Proxy(moto_endpoint) as proxy:
+        config = decoder_config(max_seconds=3.0, storage=StorageOptions(proxy.url))
+        with Decoder(config) as decoder:
+            assert works(decoder, folder)
+            proxy.set_rules(Rule("stall", "GET"))
+            unit = Unit(0, 0, uri, "video", start_pts=0, start_frame=0, frames=30)
+            with pytest.raises(InputError, match="gave nothing within 3 s") as caught:
+                _ = list(decoder.frames(unit, None)) if planned else decoder.ranges(uri, 100)
+            assert caught.value.code == "storage"
+            proxy.set_rules()
+            assert [r.frames for r in decoder.ranges(uri, 100)] == [30]
 
 
 PARENT = """
