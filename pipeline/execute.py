@@ -119,23 +119,26 @@ class Executor:
                 units = units_to_do(self.inputs.output, ref, file)
             # A few at a time, as each has a decoder and a network of its own.
             under_way: deque[tuple[Unit, Any]] = deque()
-            rows = []
+            rows: list[pa.Table] = []
+            failures: list[InputError] = []
             for unit in units:
                 arguments = self.decoder, self.estimator, self.inputs.output
                 under_way.append((unit, task.remote(*arguments, self.inputs.same_person, unit)))
                 if len(under_way) >= self.layout.prepare.actors:
-                    rows.append(self._rows_of(*under_way.popleft()))
-            rows += [self._rows_of(*pair) for pair in under_way]
+                    rows.append(self._rows_of(*under_way.popleft(), failures))
+            rows += [self._rows_of(*pair, failures) for pair in under_way]
+            check_failures(ref, len(units), failures)
             table = pa.concat_tables([self._empty, *rows])
             counts = Summary.of(table)
             summary = commit(self.inputs.output, ref, table, counts, self.inputs.metadata)
             yield Outcome(ref.shard, summary, True, ref.amend)
 
-    def _rows_of(self, unit: Unit, result: Any) -> pa.Table:
+    def _rows_of(self, unit: Unit, result: Any, failures: list[InputError]) -> pa.Table:
         try:
             table: pa.Table = ray.get(result)
         except RayError as error:
-            crops = crops_table(failure_rows([unit], failure_alone(unit, error)))
+            failures.append(failure_alone(unit, error))
+            crops = crops_table(failure_rows([unit], failures[-1]))
             num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
             nobody = np.empty((0, num_keypoints, 3), np.float32)
             return annotation_rows(crops, nobody, num_keypoints)
@@ -174,6 +177,17 @@ def failure_alone(unit: Unit, error: RayError) -> InputError:
             f"{last_line(error)}; run the same command again, nothing is lost"
         ) from error
     return InputError("internal", f"failed alone, too: {last_line(error)}")
+
+
+def check_failures(ref: ShardRef, units: int, failures: Sequence[InputError]) -> None:
+    """Raise PosemillError where each of several units failed alone: what they share is the machine
+    and the network."""
+    if len(failures) == units > 1:
+        raise PosemillError(
+            f"all {units} units of shard {ref.shard} failed, each in a task of its own, which is "
+            f"no fault of theirs; the last {failures[-1]}: mend it, then run the same command "
+            "again, nothing is lost"
+        )
 
 
 def _notes(flow: Flow) -> list[Note]:

@@ -6,8 +6,9 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
-from pipeline.errors import PosemillError
-from pipeline.execute import failure_alone
+from pipeline.errors import InputError, PosemillError
+from pipeline.execute import check_failures, failure_alone
+from pipeline.manifest import ShardRef
 from pipeline.units import Unit
 
 UNIT = Unit(0, 0, "/in/a.jpg", "image")
@@ -42,3 +43,18 @@ def test_it_is_not_written_off_for_what_is_not_its_fault(error: RayError) -> Non
         PosemillError, match=r"^/in/a.jpg could not be annotated.* nothing is lost$"
     ):
         failure_alone(UNIT, error)
+
+
+@pytest.mark.parametrize(
+    ("units", "failed", "ends"), [(32, 32, True), (32, 31, False), (1, 1, False)]
+)
+def test_a_shard_of_which_every_unit_failed_alone_is_not_written(
+    units: int, failed: int, ends: bool
+) -> None:
+    """A device that is lost takes all of them with it."""
+    ref, failures = ShardRef(7, "f", 0, units), [InputError("internal", "failed alone: no device")]
+    if not ends:
+        check_failures(ref, units, failures * failed)
+        return
+    with pytest.raises(PosemillError, match=r"all 32 units of shard 7 .*: no device: .* again"):
+        check_failures(ref, units, failures * failed)
