@@ -200,7 +200,9 @@ class Run:
         self.run_file.finish(self._description() | (counts if whole else {}), run)
         lock.check()
         is_marked = self.output.read(SUCCESS) is not None
-        if (is_marked and not report.now.shards) or not self._is_complete(manifest):
+        if is_marked and not report.now.shards:
+            return
+        if not self._is_complete(manifest) or not lock.is_last():
             return
         document = {
             "fingerprint": self.fingerprint,
@@ -212,7 +214,8 @@ class Run:
         if whole:
             document |= counts
         mark_success(self.output, document)
-        if Manifest.load(self.output) != manifest:
+        # Who came meanwhile may have looked for the mark before it stood.
+        if Manifest.load(self.output) != manifest or not lock.is_last():
             unmark_success(self.output)
 
     def _is_complete(self, manifest: Manifest) -> bool:

@@ -29,7 +29,7 @@ _POLL_S = 10.0
 _SETTLE_S = 1.0
 FOLDER = "_locks"
 _HOLDER = ("run", "host", "user", "boot", "pid", "process_start", "started")
-_UNKNOWN = dict.fromkeys(_HOLDER, "unknown")
+_UNKNOWN: dict[str, Any] = {**dict.fromkeys(_HOLDER, "unknown"), "ending": False}
 
 
 class Lock:
@@ -65,9 +65,11 @@ class Lock:
         }
         self.beats = 0
         self.lost = False
+        self._is_ending = False
         self._cleared = False
         self._last_beat = time.monotonic()
         self._stop = threading.Event()
+        self._renewal = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     def __enter__(self) -> Self:
@@ -107,6 +109,18 @@ class Lock:
                 "may have taken it over; run the same command again, nothing is lost"
             )
 
+    def is_last(self) -> bool:
+        """Whether no other run is at work on the output any more, but at its end as this one.
+
+        Each says so before it looks: of two that end together at least one sees that it is the
+        last.
+        """
+        self._is_ending = True
+        self._renew()
+        self.check()
+        others = (holder for holder in holders(self.output) if holder["run"] != self.me["run"])
+        return not any(holder["alive"] and not holder["ending"] for holder in others)
+
     def _acquire(self) -> bool:
         """Create the lock. One that was there before was cleared: by others at the same time, too,
         so that theirs, or this one, may be gone again at once."""
@@ -117,7 +131,7 @@ class Lock:
         return not self._cleared or self._is_mine()
 
     def _document(self) -> bytes:
-        return json.dumps({**self.me, "beats": self.beats}).encode()
+        return json.dumps({**self.me, "beats": self.beats, "ending": self._is_ending}).encode()
 
     def _is_mine(self) -> bool:
         data = self.output.read(self.name)
@@ -127,14 +141,20 @@ class Lock:
         while not self._stop.wait(self.heartbeat_s):
             # Storage that is away for a while is no reason to stop; `check` says when it is.
             with contextlib.suppress(PosemillError):
-                found = self.output.read_version(self.name)
-                if found is None or _parse(found[0])["run"] != self.me["run"]:
-                    self.lost = True
+                self._renew()
+                if self.lost:
                     return
-                self.beats += 1
-                # Somebody who takes it over in between is not overwritten, and seen next time.
-                if self.output.replace_if(self.name, self._document(), found[1]):
-                    self._last_beat = time.monotonic()
+
+    def _renew(self) -> None:
+        with self._renewal:
+            found = self.output.read_version(self.name)
+            if found is None or _parse(found[0])["run"] != self.me["run"]:
+                self.lost = True
+                return
+            self.beats += 1
+            # Somebody who takes it over in between is not overwritten, and seen next time.
+            if self.output.replace_if(self.name, self._document(), found[1]):
+                self._last_beat = time.monotonic()
 
     def _clear_stale(self, name: str) -> None:
         """Remove a lock if its holder is gone; raise if it is alive."""

@@ -357,3 +357,23 @@ def test_a_file_that_is_being_written_is_no_lock(tmp_path: Path) -> None:
     output.replace("_locks/.posemill-abc", b"{}")
     with make(output, partition=(1, 2)):
         pass
+
+
+def test_the_last_of_several_partitions_knows_it(store: Place) -> None:
+    output = store.output()
+    with make(output, partition=(0, 2)) as one:
+        assert one.is_last()
+        with make(output, partition=(1, 2)) as two:
+            assert not one.is_last()
+            # The first one is at its end, and said so.
+            assert two.is_last()
+            assert one.is_last()
+
+
+def test_who_died_is_not_waited_for(store: Place) -> None:
+    output = store.output()
+    with make(output, partition=(1, 2)) as lock:
+        plant(output, **dead_process(), host="here")
+        output.replace("_locks/1-of-2", output.read(NAME) or b"")
+        output.remove(NAME)
+        assert lock.is_last()
