@@ -1,11 +1,13 @@
 """Planning: inputs -> units -> shards, appended to the manifest.
 
 What is planned stays planned: a second run plans only inputs whose URI is new. Units of inputs that
-have changed may be retired, and the inputs planned anew.
+have changed may be retired, and the inputs planned anew. Where that takes long, as of many videos,
+a generation is closed every few minutes, and a run that is stopped goes on from there.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +33,7 @@ _SHARDS_PER_SIZE = 4
 _LAST_SHARDS = 4
 _UNKNOWN_PEOPLE = 4
 _PROBES_AHEAD = 8
+_GENERATION_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def people_expected(kind: Kind) -> int | None:
 
 @dataclass
 class Planned:
-    """What planning did; it does not count if another driver planned the generation first."""
+    """What planning did; with `counts` false it stopped, as another driver had planned a generation
+    first."""
 
     inputs: int = 0
     units: int = 0
@@ -90,6 +94,12 @@ class Planned:
     videos: int = 0
     shards: int = 0
     counts: bool = True
+
+    def add(self, other: Planned) -> None:
+        """Add what was planned after it."""
+        for name in ("inputs", "units", "frames", "bytes", "videos", "shards"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.counts &= other.counts
 
 
 def plan(
@@ -103,10 +113,12 @@ def plan(
 ) -> Planned:
     """Append inputs to the manifest; with `output` None only count (dry run).
 
-    `retired` are units (`unit_id`, `shard`) of inputs that are planned anew.
+    `retired` are units (`unit_id`, `shard`) of inputs that are planned anew: these make a single
+    generation, as the old units count until the new ones do.
     """
-    done = Planned()
-    writer = ManifestWriter(output, manifest.generations) if output is not None else None
+    done, closed = Planned(), 0
+    generation, since = manifest.generations, time.monotonic()
+    writer = ManifestWriter(output, generation) if output is not None else None
     shard, units, room, crops = manifest.next_shard, list[Unit](), 0, 0
 
     def close_shard() -> None:
@@ -119,11 +131,25 @@ def plan(
         units = []
         on_progress(done)
 
+    def close_generation() -> None:
+        nonlocal writer, generation, since, closed
+        if output is None or writer is None or done.units == closed:
+            return
+        if retired is not None:
+            writer.retire(retired)
+        done.counts = writer.complete(manifest.next_unit + done.units, shard)
+        generation, since, closed = generation + 1, time.monotonic(), done.units
+        writer = ManifestWriter(output, generation)
+
     units_to_come = _units(_counted(inputs, done), decoder, rule)
     for unit, left in _looking_ahead(units_to_come, rule.frames_ahead):
         fits = unit.frames <= room and rule.crops(unit) <= crops
         if not units or not fits:
             close_shard()
+            if retired is None and time.monotonic() - since > _GENERATION_S:
+                close_generation()
+                if not done.counts:
+                    return done
             room, crops = rule.room(shard, left), CROP_BYTES_PER_SHARD
         units.append(unit.at(manifest.next_unit + done.units, shard))
         room -= unit.frames
@@ -131,10 +157,7 @@ def plan(
         done.units += 1
         done.frames += unit.frames
     close_shard()
-    if writer is not None and done.units:
-        if retired is not None:
-            writer.retire(retired)
-        done.counts = writer.complete(manifest.next_unit + done.units, shard)
+    close_generation()
     return done
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from pipeline.catalog import Catalog, Part
 from pipeline.config import AnnotateSettings
@@ -102,17 +101,16 @@ class Planner:
             )
 
     def _append(self, catalog: Catalog, manifest: Manifest, write: bool) -> Planned:
-        locator = self.decoder.people
+        output = self.output if write else None
         crop = math.prod(self.decoder.view_shape)
-        return plan(
-            chain(catalog.new(), catalog.again()),
-            manifest,
-            self.decoder,
-            ShardRule(self.settings.shard_size, crop, people_expected(locator.kind)),
-            self.output if write else None,
-            self.reporter.planning,
-            catalog.units_of_again(manifest, self.output),
-        )
+        rule = ShardRule(self.settings.shard_size, crop, people_expected(self.decoder.people.kind))
+        to_plan = self.decoder, rule, output, self.reporter.planning
+        done = plan(catalog.new(), manifest, *to_plan)
+        retired = catalog.units_of_again(manifest, self.output)
+        if retired is not None and done.counts:
+            before = Manifest.load(self.output) if write else manifest
+            done.add(plan(catalog.again(), before, *to_plan, retired))
+        return done
 
     def _redo(self) -> tuple[bool, frozenset[str]]:
         """Whether changed inputs are planned anew, and after which failures videos are."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import pipeline.plan
@@ -345,3 +346,52 @@ def test_probing_needs_no_locator(monkeypatch: pytest.MonkeyPatch, output: Outpu
     config = decoder_config(people=LocatorSpec("detector", 0.4, "sha", b"onnx"), fps=3.0)
     plan([], Manifest.load(output), config, RULE, output, lambda _: None)
     assert [(c.people, c.fps) for c in made] == [(LocatorSpec("boxes"), 3.0)] * 2
+
+
+def test_planning_that_was_stopped_goes_on_from_its_last_generation(
+    monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """Reading through many videos takes hours, of which a stop costs a few minutes."""
+    monkeypatch.setattr(pipeline.plan, "_GENERATION_S", 0.0)
+
+    def stopped() -> Iterator[Input]:
+        yield from pictures(2500)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan(stopped(), Manifest(), decoder_config(), RULE, output, lambda _: None)
+    before = Manifest.load(output)
+    assert before.generations == before.next_shard > 1
+    done, known = run(pictures(2500), output)
+    assert (known, done.inputs) == (before.next_unit, 2500 - before.next_unit)
+    assert [unit.unit_id for unit in units_of(output)] == list(range(2500))
+    assert {unit.uri for unit in units_of(output)} == {item.uri for item in pictures(2500)}
+
+
+def test_planning_stops_where_another_driver_was_first(
+    monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    monkeypatch.setattr(pipeline.plan, "_GENERATION_S", 0.0)
+    run(pictures(40), output)
+    monkeypatch.setattr(pipeline.plan, "_GENERATION_S", 1e9)
+    # Planned without looking at what is there by now.
+    done = plan(pictures(90), Manifest(), decoder_config(), RULE, output, lambda _: None)
+    assert not done.counts
+    assert {unit.uri for unit in units_of(output)} == {item.uri for item in pictures(40)}
+    assert run(pictures(90), output)[0].counts
+    assert [unit.unit_id for unit in units_of(output)] == list(range(90))
+
+
+def test_what_is_planned_anew_is_one_generation(
+    monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """Else a stop would leave an input in the table twice."""
+    run(pictures(90), output)
+    monkeypatch.setattr(pipeline.plan, "_GENERATION_S", 0.0)
+    manifest = Manifest.load(output)
+    old = [pa.record_batch([range(90), [0] * 90], names=["unit_id", "shard"])]
+    done = plan(pictures(90), manifest, decoder_config(), RULE, output, lambda _: None, old)
+    assert (done.counts, done.shards > 1) == (True, True)
+    after = Manifest.load(output)
+    assert after.generations == manifest.generations + 1
+    assert after.retired_units(output).num_rows == 90
