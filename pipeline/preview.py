@@ -20,9 +20,10 @@ from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
 from pipeline.picture_files import check_picture_name, write_picture
 from pipeline.pictures import decode_picture
+from pipeline.reader import read_frames
 from pipeline.settings import Settings
 from pipeline.storage import Output, StorageOptions
-from pipeline.video import Range, read_frames
+from pipeline.video import Range
 
 _LIMIT = 1 << 30
 _NULL = np.iinfo(np.int64).min + 1

@@ -22,6 +22,7 @@ from pipeline.storage import StorageOptions, open_filesystem, path_of
 from pipeline.video import (
     Range,
     Reading,
+    failures_sorted,
     frame_rate,
     is_due,
     new_interval,
@@ -49,7 +50,7 @@ def plan_ranges(
     `alive` is called for every packet, and remote storage is read inside of `reading`. Raises
     InputError: no_video, corrupt, too_many_frames, and those of opening.
     """
-    with opened(uri, options, max_pixels, reading) as container:
+    with failures_sorted(), opened(uri, options, max_pixels, reading) as container:
         stream = video_stream(container, max_pixels)
         # An index costs the file next to nothing, as all its entries may name one place.
         if len(stream.index_entries) > max_frames:

@@ -1,7 +1,7 @@
-"""Videos: opened with failures sorted, decoded range by range with true timestamps.
+"""Videos: opened, their failures sorted, their frames made upright.
 
 Runs in decoder processes. All times are the stream's own pts, in its time base. How a video is cut
-into ranges is in `pipeline.ranges`.
+into ranges is in `pipeline.ranges`, how one is read in `pipeline.reader`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, islice
 from typing import Any
 
 import av
@@ -43,9 +42,6 @@ _BLOCK = 4 << 20
 _THREADS = 4
 # Playlists and the like, which would make FFmpeg open other files, are not among them.
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
-# MPEG program streams have a time for some frames only; after a seek, others come out.
-_WRONG_TIMES_AFTER_SEEK = ("mpeg",)
-_SECONDS_BEFORE = (0, 2, 10, 60)
 # FFmpeg counts pixels before cropping, up to 16 more each way; the frame itself is checked, too.
 _CROPPED_PIXELS = 1 << 21
 _INT_MAX = (1 << 31) - 1
@@ -108,37 +104,10 @@ class _RemoteFile:
 
 
 @contextlib.contextmanager
-def opened(
-    uri: str, options: StorageOptions, max_pixels: int, reading: Reading = nullcontext
-) -> Iterator[Any]:
-    """The container of a video. What goes wrong while it is open becomes an InputError.
-
-    FFmpeg may decode frames to find out what they are: none of more than `max_pixels`.
-    """
-    if "\0" in uri:
-        raise InputError("not_found", "no file has a null character in its name")
+def failures_sorted() -> Iterator[None]:
+    """What goes wrong with a video inside becomes an InputError."""
     try:
-        with contextlib.ExitStack() as stack:
-            if protocol_of(uri) == "file":
-                # A path with a colon would be taken for a protocol.
-                source: Any = f"file:{path_of(uri)}"
-                size = os.stat(path_of(uri)).st_size
-            else:
-                with reading():
-                    fs = open_filesystem(uri, options)
-                    file = stack.enter_context(fs.open(path_of(uri), "rb", block_size=_BLOCK))
-                source, size = _RemoteFile(file, reading), file.size
-            if size == 0:
-                raise InputError("empty", "the file has no bytes")
-            limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-            yield stack.enter_context(
-                av.open(
-                    source,
-                    options=_decoder_limits(max_pixels),
-                    container_options=limits,
-                    metadata_errors="ignore",
-                )
-            )
+        yield
     except MemoryError:
         raise
     except FileNotFoundError as error:
@@ -150,6 +119,39 @@ def opened(
     except (UsageError, *STORAGE_ERRORS) as error:
         code = "not_found" if leads_nowhere(error) else "storage"
         raise InputError(code, f"cannot be read: {error!r}") from error
+
+
+@contextlib.contextmanager
+def opened(
+    uri: str, options: StorageOptions, max_pixels: int, reading: Reading = nullcontext
+) -> Iterator[Any]:
+    """The container of a video. Raises InputError for what is empty or has an impossible name.
+
+    FFmpeg may decode frames to find out what they are: none of more than `max_pixels`.
+    """
+    if "\0" in uri:
+        raise InputError("not_found", "no file has a null character in its name")
+    with contextlib.ExitStack() as stack:
+        if protocol_of(uri) == "file":
+            # A path with a colon would be taken for a protocol.
+            source: Any = f"file:{path_of(uri)}"
+            size = os.stat(path_of(uri)).st_size
+        else:
+            with reading():
+                fs = open_filesystem(uri, options)
+                file = stack.enter_context(fs.open(path_of(uri), "rb", block_size=_BLOCK))
+            source, size = _RemoteFile(file, reading), file.size
+        if size == 0:
+            raise InputError("empty", "the file has no bytes")
+        limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        yield stack.enter_context(
+            av.open(
+                source,
+                options=_decoder_limits(max_pixels),
+                container_options=limits,
+                metadata_errors="ignore",
+            )
+        )
 
 
 def video_stream(container: Any, max_pixels: int) -> Any:
@@ -195,191 +197,7 @@ def _rate(base: Fraction, fps: float) -> tuple[int, int]:
     return (base * Fraction(fps).limit_denominator(100_000)).as_integer_ratio()
 
 
-def read_frames(
-    uri: str,
-    options: StorageOptions,
-    wanted: Range,
-    fps: float | None,
-    max_pixels: int,
-    alive: Callable[[], None] = lambda: None,
-    reading: Reading = nullcontext,
-) -> Iterator[Frame]:
-    """Decode the wanted frames of a range, in order of presentation.
-
-    `alive` is called for every packet and frame that is passed, and each read of remote storage is
-    made inside of `reading`. After the last good frame, raises
-    InputError `corrupt` if packets were damaged or frames are missing.
-    """
-    damage: list[str] = []
-    with contextlib.ExitStack() as stack:
-        container = stack.enter_context(opened(uri, options, max_pixels, reading))
-        stream = video_stream(container, max_pixels)
-        frames = None
-        if wanted.start_pts is not None and wanted.start_frame:
-            frames = _after_seek(container, stream, wanted.start_pts, damage, alive)
-            if frames is None:
-                stack.close()
-                damage.clear()
-                container = stack.enter_context(opened(uri, options, max_pixels, reading))
-                stream = video_stream(container, max_pixels)
-        if frames is None:
-            frames = _decoded(container, stream, wanted.start_pts, damage, alive)
-        timed = wanted.start_pts is not None
-        if timed:
-            chosen = _timed(frames, wanted, fps, stream.time_base, damage)
-        else:
-            chosen = _counted(frames, wanted, fps, frame_rate(stream))
-        given = 0
-        # One for all: its tables take longer to make than a frame takes.
-        converter = VideoReformatter()
-        for frame, index in chosen:
-            _check_size(frame, max_pixels)
-            times = (frame.pts, frame.time) if timed else (None, None)
-            yield Frame(_upright(frame, converter), index, *times)
-            given += 1
-    if damage:
-        raise InputError("corrupt", f"{len(damage)} damaged packets, the first: {damage[0]}")
-    if given < wanted.frames:
-        raise InputError("corrupt", f"only {given} of {wanted.frames} frames can be decoded")
-
-
-def _after_seek(
-    container: Any, stream: Any, start_pts: int, damage: list[str], alive: Callable[[], None]
-) -> Iterator[av.VideoFrame] | None:
-    """Frames from exactly `start_pts` on, without decoding all before; None where that fails.
-
-    Some containers (MPEG-TS, FLV, AVI) seek past the keyframe that a frame needs, so more is tried.
-    """
-    if container.format.name in _WRONG_TIMES_AFTER_SEEK:
-        return None
-    for seconds in _SECONDS_BEFORE:
-        damage.clear()
-        try:
-            container.seek(start_pts - int(seconds / stream.time_base), stream=stream)
-        except av.FFmpegError:
-            return None
-        frames = _decoded(container, stream, start_pts, damage, alive, from_keyframe=True)
-        first = next(frames, None)
-        if first is not None and first.pts == start_pts:
-            return chain([first], frames)
-    return None
-
-
-def _decoded(
-    container: Any,
-    stream: Any,
-    start_pts: int | None,
-    damage: list[str],
-    alive: Callable[[], None],
-    from_keyframe: bool = False,
-) -> Iterator[av.VideoFrame]:
-    """Frames from `start_pts` on, in order; what cannot be decoded is noted in `damage`.
-
-    With `from_keyframe`, decoding begins at the first keyframe that is read, and gives nothing if
-    that is after `start_pts`.
-    """
-    for packet in _packets(container, stream, damage):
-        alive()
-        if from_keyframe and packet is not None:
-            assert start_pts is not None
-            if not packet.is_keyframe:
-                continue
-            if packet.pts is None or packet.pts > start_pts:
-                return
-            from_keyframe = False
-        refusal = None
-        try:
-            frames = stream.decode(packet)
-        except MemoryError:
-            raise
-        except av.FFmpegError as error:
-            if not _is_too_large(error, stream.codec_context):
-                damage.append(str(error))
-                continue
-            refusal = InputError("too_many_pixels", "a frame has more pixels than --max-pixels")
-            frames = _held(stream)
-        for frame in frames:
-            alive()
-            if start_pts is None or (frame.pts is not None and frame.pts >= start_pts):
-                yield frame
-            elif frame.pts is None:
-                damage.append("a frame without a time")
-        if refusal is not None:
-            raise refusal
-
-
-def _packets(container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
-    """Packets, the last of which makes the decoder hand out what it holds."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            yield next(packets)
-        except StopIteration:
-            return
-        except MemoryError:
-            raise
-        except av.FFmpegError as error:
-            damage.append(str(error))
-            yield None
-            return
-
-
-def _counted(
-    frames: Iterator[av.VideoFrame], wanted: Range, fps: float | None, rate: Fraction | None
-) -> Iterator[tuple[av.VideoFrame, int | None]]:
-    """Frames of a range without times, with their index."""
-    first = wanted.start_frame or 0
-    numbered = enumerate(islice(frames, first, None), first)
-    chosen = (
-        (frame, index) for index, frame in numbered if index == first or is_due(index, rate, fps)
-    )
-    yield from islice(chosen, wanted.frames)
-
-
-def _timed(
-    frames: Iterator[av.VideoFrame],
-    wanted: Range,
-    fps: float | None,
-    base: Fraction,
-    damage: list[str],
-) -> Iterator[tuple[av.VideoFrame, int | None]]:
-    """Frames of a range from its `start_pts` on, with their index as far as it is known."""
-    index, previous = wanted.start_frame, None
-    for frame in frames:
-        pts = frame.pts
-        assert pts is not None
-        if wanted.end_pts is not None and pts >= wanted.end_pts:
-            return
-        # After damage the count of frames is no longer known.
-        if damage or (previous is None and pts != wanted.start_pts):
-            index = None
-        if fps is None or previous is None or new_interval(previous, pts, base, fps):
-            yield frame, index
-        previous = pts
-        index = None if index is None else index + 1
-
-
-def _is_too_large(error: av.FFmpegError, codec: Any) -> bool:
-    """Whether the decoder refused a frame for its size: then it forgets the size."""
-    return isinstance(error, av.ArgumentError) and not codec.width
-
-
-def _held(stream: Any) -> list[av.VideoFrame]:
-    """Frames from before a refused one that the decoder's threads still hold."""
-    try:
-        return list(stream.decode(None))
-    except av.FFmpegError:
-        return []
-
-
-def _check_size(frame: av.VideoFrame, max_pixels: int) -> None:
-    if frame.width * frame.height > max_pixels:
-        raise InputError(
-            "too_many_pixels", f"{frame.width} x {frame.height} is more than {max_pixels} pixels"
-        )
-
-
-def _upright(frame: av.VideoFrame, converter: VideoReformatter) -> Picture:
+def upright(frame: av.VideoFrame, converter: VideoReformatter) -> Picture:
     """RGB, mirrored and turned as the display matrix says."""
     rgb = converter.reformat(frame, format="rgb24")
     picture = np.asarray(rgb.to_ndarray(), np.uint8)

@@ -17,9 +17,10 @@ from pipeline.fetch import fetch
 from pipeline.messages import DecoderConfig, FrameResult, Probe
 from pipeline.pictures import Scaled, Still
 from pipeline.ranges import plan_ranges
+from pipeline.reader import VideoReader
 from pipeline.storage import protocol_of
 from pipeline.units import GivenBox, Unit
-from pipeline.video import Frame, Range, Reading, read_frames
+from pipeline.video import Frame, Range, Reading
 
 Crops = NDArray[np.uint8]
 Seen = Frame | Still
@@ -43,6 +44,7 @@ class UnitWorker:
         self.config = config
         self.alive = alive
         self.reading = reading
+        self.videos = VideoReader(config.storage, config.fps, config.max_pixels, alive, reading)
         self.cropper = Cropper(config.crop_size, config.box_factor, config.scales)
         self.locator = config.people.build()
         if config.people.kind == "person-net":
@@ -105,10 +107,7 @@ class UnitWorker:
         config = self.config
         if unit.kind == "video":
             wanted = Range(unit.start_pts, unit.end_pts, unit.start_frame, unit.frames)
-            limits = config.fps, config.max_pixels
-            yield from read_frames(
-                unit.uri, config.storage, wanted, *limits, self.alive, self.reading
-            )
+            yield from self.videos.frames(unit.uri, wanted)
             return
         if data is None:
             assert protocol_of(unit.uri) == "file", unit.uri

@@ -19,8 +19,9 @@ from pipeline.annotations import open_annotations
 from pipeline.errors import InputError
 from pipeline.importing.record import TRAIN, Labelled, Person, Reading
 from pipeline.importing.settings import ImportSettings
+from pipeline.reader import read_frames
 from pipeline.storage import Output
-from pipeline.video import Frame, Range, read_frames
+from pipeline.video import Frame, Range
 
 _COLUMNS = [
     *("unit_id", "uri", "media_type", "frame_index", "pts", "width", "height"),

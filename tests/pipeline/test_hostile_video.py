@@ -15,8 +15,9 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.guard import Decoder
 from pipeline.ranges import plan_ranges
+from pipeline.reader import read_frames
 from pipeline.units import Unit
-from pipeline.video import Range, read_frames
+from pipeline.video import Range
 from tests.pipeline import corpus
 from tests.pipeline.conftest import OPTIONS
 from tests.pipeline.corpus import endless_video, patched

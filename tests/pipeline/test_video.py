@@ -15,7 +15,8 @@ import pytest
 from pipeline import video
 from pipeline.errors import InputError
 from pipeline.ranges import plan_ranges
-from pipeline.video import Frame, Range, read_frames
+from pipeline.reader import VideoReader, read_frames
+from pipeline.video import Frame, Range
 from tests.pipeline.conftest import OPTIONS, Place
 from tests.pipeline.videos import SIZE, decode_all, drawing, write_audio, write_video
 
@@ -27,14 +28,21 @@ def read(
 ) -> tuple[list[Frame], list[str]]:
     """All frames of all ranges, and the codes of the ranges' failures."""
     frames: list[Frame] = []
-    codes = []
+    codes: list[str] = []
     for wanted in ranges:
-        try:
-            for frame in read_frames(str(uri), OPTIONS, wanted, fps, MOST):
-                frames.append(frame)
-        except InputError as error:
-            codes.append(error.code)
+        # Each for itself, as decoders on many machines read them.
+        read_on(VideoReader(OPTIONS, fps, MOST), uri, wanted, frames, codes)
     return frames, codes
+
+
+def read_on(
+    reader: VideoReader, uri: str | Path, wanted: Range, frames: list[Frame], codes: list[str]
+) -> None:
+    try:
+        for frame in reader.frames(str(uri), wanted):
+            frames.append(frame)
+    except InputError as error:
+        codes.append(error.code)
 
 
 def cut(uri: str | Path, largest: int, fps: float | None = None) -> list[Range]:
@@ -440,7 +448,8 @@ def test_signs_of_life_come_while_a_video_is_read(tmp_path: Path) -> None:
     alive.clear()
     # The last frame, at the end of a GOP: those before are decoded and passed over.
     wanted = Range(35 * 512, None, 35, 5)
-    [first, *_] = read_frames(str(path), OPTIONS, wanted, None, MOST, lambda: alive.append(1))
+    reader = VideoReader(OPTIONS, None, MOST, lambda: alive.append(1))
+    [first, *_] = reader.frames(str(path), wanted)
     assert (first.index, len(alive) > 11) == (35, True)
 
 
@@ -483,3 +492,62 @@ def test_the_segment_of_a_matroska_file_is_measured(tmp_path: Path) -> None:
 def test_av_is_quiet() -> None:
     """Its log would fill the workers' logs with one line per damaged packet."""
     assert av.logging.get_level() is None
+
+
+def damaged(path: Path, share: float) -> Path:
+    """The video with some bytes in its middle struck out."""
+    data = bytearray(path.read_bytes())
+    at = int(len(data) * share)
+    data[at : at + 300] = bytes(300)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("fps", [None, 10.0])
+@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize("name", [*VIDEOS, "order.avi"])
+def test_what_was_read_before_changes_nothing(
+    name: str, is_damaged: bool, fps: float | None, tmp_path: Path
+) -> None:
+    """A reader goes on where it was: in order, with gaps, backwards, with another in between."""
+    made = {"order.avi": {"b_frames": 3}, **VIDEOS}[name]
+    path = write_video(tmp_path / name, noisy=is_damaged, **made)
+    other = write_video(tmp_path / f"other-{name}", **made)
+    if is_damaged:
+        damaged(path, 0.6)
+    ranges = cut(path, 7, fps)
+    alone = [read(path, [wanted], fps) for wanted in ranges]
+    count = len(ranges)
+    orders = [range(count), range(0, count, 2), range(count - 1, -1, -1), [0, 0, count - 1, 1]]
+    for order in orders:
+        reader = VideoReader(OPTIONS, fps, MOST)
+        for n, i in enumerate(order):
+            frames: list[Frame] = []
+            codes: list[str] = []
+            if n == 2:
+                next(reader.frames(str(other), ranges[0]))
+            read_on(reader, path, ranges[i], frames, codes)
+            expected, failures = alone[i]
+            assert codes == failures
+            assert [(f.pts, f.index) for f in frames] == [(f.pts, f.index) for f in expected]
+            # What FFmpeg's threads paint over damage is another thing every time.
+            assert is_damaged or all(
+                np.array_equal(f.picture, e.picture) for f, e in zip(frames, expected, strict=True)
+            )
+
+
+@pytest.mark.parametrize("name", ["v.mpg", "order.avi"])
+def test_a_video_that_cannot_be_sought_is_decoded_once(name: str, tmp_path: Path) -> None:
+    """Every range was decoded from the first frame: a long video took as long as its square."""
+    made = {"v.mpg": VIDEOS["v.mpg"], "order.avi": {"b_frames": 3}}[name]
+    path = write_video(tmp_path / name, frames=200, **made)
+    signs = [0]
+
+    def alive() -> None:
+        signs[0] += 1
+
+    reader = VideoReader(OPTIONS, None, MOST, alive)
+    frames = [frame for wanted in cut(path, 10) for frame in reader.frames(str(path), wanted)]
+    assert [frame.index for frame in frames] == list(range(200))
+    # A sign for each packet and each frame, and a few for what is read to the end of the file.
+    assert signs[0] < 450

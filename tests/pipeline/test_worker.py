@@ -17,6 +17,7 @@ from cpm_core.locators import LocatorSpec
 from cpm_core.people import People
 from pipeline.errors import InputError
 from pipeline.messages import FrameResult
+from pipeline.reader import VideoReader
 from pipeline.units import GivenBox, Unit
 from pipeline.video import Frame
 from pipeline.worker import UnitWorker
@@ -105,7 +106,7 @@ def test_after_damage_boxes_of_frames_are_not_guessed(
     """Nobody's box is no statement that nobody is there; a box for all frames still counts."""
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     seen = [Frame(picture, index, pts, pts / 1000) for index, pts in ((0, 0), (None, 80))]
-    monkeypatch.setattr(pipeline.worker, "read_frames", lambda *args: iter(seen))
+    monkeypatch.setattr(VideoReader, "frames", lambda *args: iter(seen))
     of_frames = (GivenBox(1, 1, 9, 9, 1.0, 0), GivenBox(2, 2, 9, 9, 1.0, 1))
     unit = Unit(0, 0, "v.mp4", "video", start_pts=0, start_frame=0, frames=2, boxes=of_frames)
     (whole, _), (after, _) = results(unit, people=BOXES)
