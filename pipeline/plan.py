@@ -93,11 +93,12 @@ class Planned:
     bytes: int = 0
     videos: int = 0
     shards: int = 0
+    generations: int = 0
     counts: bool = True
 
     def add(self, other: Planned) -> None:
         """Add what was planned after it."""
-        for name in ("inputs", "units", "frames", "bytes", "videos", "shards"):
+        for name in ("inputs", "units", "frames", "bytes", "videos", "shards", "generations"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.counts &= other.counts
 
@@ -117,8 +118,8 @@ def plan(
     generation, as the old units count until the new ones do.
     """
     done, closed = Planned(), 0
-    generation, since = manifest.generations, time.monotonic()
-    writer = ManifestWriter(output, generation) if output is not None else None
+    since = time.monotonic()
+    writer = ManifestWriter(output, manifest.generations) if output is not None else None
     shard, units, room, crops = manifest.next_shard, list[Unit](), 0, 0
 
     def close_shard() -> None:
@@ -132,14 +133,15 @@ def plan(
         on_progress(done)
 
     def close_generation() -> None:
-        nonlocal writer, generation, since, closed
+        nonlocal writer, since, closed
         if output is None or writer is None or done.units == closed:
             return
         if retired is not None:
             writer.retire(retired)
         done.counts = writer.complete(manifest.next_unit + done.units, shard)
-        generation, since, closed = generation + 1, time.monotonic(), done.units
-        writer = ManifestWriter(output, generation)
+        done.generations += 1
+        since, closed = time.monotonic(), done.units
+        writer = ManifestWriter(output, manifest.generations + done.generations)
 
     units_to_come = _units(_counted(inputs, done), decoder, rule)
     for unit, left in _looking_ahead(units_to_come, rule.frames_ahead):

@@ -107,9 +107,14 @@ class Planner:
         to_plan = self.decoder, rule, output, self.reporter.planning
         done = plan(catalog.new(), manifest, *to_plan)
         retired = catalog.units_of_again(manifest, self.output)
-        if retired is not None and done.counts:
-            before = Manifest.load(self.output) if write else manifest
-            done.add(plan(catalog.again(), before, *to_plan, retired))
+        if retired is None or not done.counts:
+            return done
+        now = Manifest.load(self.output) if done.generations else manifest
+        if now.generations != manifest.generations + done.generations:
+            # Another driver came in between, and may have planned them anew.
+            done.counts = False
+            return done
+        done.add(plan(catalog.again(), now, *to_plan, retired))
         return done
 
     def _redo(self) -> tuple[bool, frozenset[str]]:

@@ -325,7 +325,9 @@ def test_what_was_planned_is_counted(output: Output) -> None:
         output,
         lambda so_far: told.append(so_far.units),
     )
-    assert done == Planned(inputs=41, units=42, frames=50, bytes=1400, videos=1, shards=2)
+    assert done == Planned(
+        inputs=41, units=42, frames=50, bytes=1400, videos=1, shards=2, generations=1
+    )
     assert told[-1] == 42
 
 

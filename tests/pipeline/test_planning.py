@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import planning as module
 from pipeline.config import AnnotateSettings
 from pipeline.errors import PosemillError, UsageError
+from pipeline.manifest import Manifest
 from pipeline.people import who
 from pipeline.plan import Planned
 from pipeline.planning import Planner
@@ -170,3 +172,27 @@ def test_inputs_that_hold_nothing_are_refused(plans: Plans, heard: Heard) -> Non
     with pytest.raises(PosemillError, match="no pictures or videos in empty"):
         plans("empty", people="whole-image")
     assert heard.lines == []
+
+
+def test_what_two_drivers_plan_anew_at_once_is_planned_once(
+    plans: Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans()
+    Path("photos/a.jpg").write_bytes(b"another")
+    Path("photos/c.jpg").write_bytes(b"x")
+    plan, others = module.plan, []
+
+    def meanwhile(*arguments: Any) -> Planned:
+        done = plan(*arguments)
+        if not others:
+            others.append(1)
+            plans(changed="redo")
+        return done
+
+    monkeypatch.setattr(module, "plan", meanwhile)
+    plans(changed="redo")
+    output = Output("out", OPTIONS)
+    retired = Manifest.load(output).retired_units(output)["unit_id"].to_pylist()
+    live = [Path(unit.uri).name for unit in units_of(output) if unit.unit_id not in retired]
+    assert sorted(live) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert len(retired) == 1
