@@ -180,7 +180,7 @@ def _our_network(
 
 def _pytorch(weights: Weights, precision: str, folder: Path, options: argparse.Namespace) -> Engine:
     """As ours where there is no OpenVINO."""
-    with mock.patch.object(cpu, "_has_openvino", return_value=False):
+    with mock.patch.object(cpu, "has_openvino", return_value=False):
         return _ours(weights, precision, folder, options)
 
 

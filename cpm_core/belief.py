@@ -60,7 +60,7 @@ def stages_figure(
     Each tile is `width` pixels wide, with a ring around the peak; its caption gives joint, stage
     and the belief at the peak. Raises SkeletonError for a joint that the skeleton lacks.
     """
-    points = decode(torch.from_numpy(maps[:, :-1]), cell_offset)
+    points = decode(maps[:, :-1], cell_offset)
     scale = width / crop.shape[1]
     height = max(1, round(crop.shape[0] * scale))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from cpm_core.config import preset
 from cpm_core.errors import CpmError, WeightsError
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import Skeleton, load_skeleton
-from cpm_core.weights import WeightsInfo, read_checkpoint, save_weights
+from cpm_core.weights import read_checkpoint, save_weights
 
 
 def convert(source: Path, skeleton: Skeleton) -> tuple[Cpm, WeightsInfo]:

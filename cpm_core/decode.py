@@ -1,25 +1,28 @@
-"""Belief maps -> keypoints: the peak's cell, then its place within the cell."""
+"""Belief maps -> keypoints: the peak's cell, then its place within the cell.
+
+NumPy does it, but for peaks on a GPU: torch is imported only by who has tensors anyway.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from cpm_core.config import STRIDE
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Refinement = Literal["gaussian", "quarter", "none"]
 _TINY = 1e-6
-_SYMMETRIC = (STRIDE - 1) / 2
-"""The cell offset with which the grid of cell centres is its own mirror image."""
 
 
 def decode(
-    maps: Tensor, cell_offset: float = 3.5, refinement: Refinement = "gaussian"
+    maps: Tensor | NDArray[np.float32],
+    cell_offset: float = 3.5,
+    refinement: Refinement = "gaussian",
 ) -> NDArray[np.float32]:
     """Peaks of joint maps (..., H, W): (..., 3), x and y in pixels of the crop, belief at the peak.
 
@@ -28,10 +31,7 @@ def decode(
     gives the cell's centre, as the release. Scores are clipped to 0..1.
     """
     width = maps.shape[-1]
-    # The peaks are looked for where the maps are. Their places are for NumPy: on a CPU, torch calls
-    # its threads even for a few logarithms, and they then spin for milliseconds on the CPUs that
-    # the next network wants.
-    found = _peaks(maps.detach().float()).cpu().numpy()
+    found = _peaks(maps) if isinstance(maps, np.ndarray) else _peaks_of_tensor(maps)
     index, peak, left, right, above, below = np.moveaxis(found, -1, 0)
     row, column = np.divmod(index, width)
     if refinement != "none":
@@ -41,20 +41,37 @@ def decode(
     return np.concatenate([points, np.clip(peak, 0, 1)[..., None]], axis=-1, dtype=np.float32)
 
 
-def _peaks(maps: Tensor) -> Tensor:
+def _peaks(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """(..., 6) of maps (..., H, W): the largest value's place in the flattened map, the value, and
     its neighbours left, right, above, below; on the map's edge the value itself for both."""
     height, width = maps.shape[-2:]
+    flat = maps.reshape(*maps.shape[:-2], height * width)
+    index = flat.argmax(axis=-1, keepdims=True)
+    values = np.take_along_axis(flat, np.concatenate(_cross(index, height, width), axis=-1), -1)
+    return np.concatenate([index, values], axis=-1, dtype=np.float32)
+
+
+def _peaks_of_tensor(maps: Tensor) -> NDArray[np.float32]:
+    """As `_peaks`, which does those on a CPU: torch would call its threads even for these, and they
+    then spin for milliseconds on the CPUs that the next network wants."""
+    maps = maps.detach().float()
+    if maps.device.type == "cpu":
+        return _peaks(maps.numpy())
+    import torch
+
     flat = maps.flatten(-2)
-    if flat.device.type == "cpu":
-        index = torch.from_numpy(flat.numpy().argmax(axis=-1, keepdims=True))
-    else:
-        index = flat.argmax(dim=-1, keepdim=True)
+    index = flat.argmax(dim=-1, keepdim=True)
+    values = flat.gather(-1, torch.cat(_cross(index, *maps.shape[-2:]), dim=-1))
+    found: NDArray[np.float32] = torch.cat([index.float(), values], dim=-1).cpu().numpy()
+    return found
+
+
+def _cross(index: Any, height: int, width: int) -> list[Any]:
+    """The places of peaks and of their neighbours in flattened maps; an array's or a tensor's."""
     row, column = index // width, index % width
-    beside = ((column > 0) & (column < width - 1)).long()
-    across = ((row > 0) & (row < height - 1)).long() * width
-    places = [index, index - beside, index + beside, index - across, index + across]
-    return torch.cat([index.float(), flat.gather(-1, torch.cat(places, dim=-1))], dim=-1)
+    beside = ((column > 0) & (column < width - 1)) * 1
+    across = ((row > 0) & (row < height - 1)) * width
+    return [index, index - beside, index + beside, index - across, index + across]
 
 
 def _shift(
@@ -70,43 +87,3 @@ def _shift(
     a, b, c = (np.log(np.maximum(v, _TINY)) for v in (before, peak, after))
     shift = (c - a) / (2 * np.maximum(2 * b - a - c, _TINY))
     return shift.clip(-0.5, 0.5)
-
-
-def flip_back(maps: Tensor, flip_order: Tensor, cell_offset: float = 3.5) -> Tensor:
-    """Maps (B, J + 1, H, W) of mirrored crops, mirrored back: left and right joints swapped too.
-
-    The grid of cell centres 8 g + 3.5 is its own mirror image, so columns are just reversed; with
-    another offset they are also shifted by interpolation.
-    """
-    background = torch.tensor([maps.shape[1] - 1], device=maps.device)
-    swapped = maps[:, torch.cat([flip_order.to(maps.device), background])]
-    return swapped.flip(-1) if cell_offset == _SYMMETRIC else _sample(swapped, -1, 1, cell_offset)
-
-
-def resample(maps: Tensor, scale: float, cell_offset: float = 3.5) -> Tensor:
-    """Maps of a crop that covers `scale` times the base crop's side, on the base crop's grid.
-
-    Cells of the base crop that the given crop does not cover are 0, background (last) 1, as in the
-    release. The shape stays (B, J + 1, H, W).
-    """
-    return maps if scale == 1 else _sample(maps, 1 / scale, 1 / scale, cell_offset)
-
-
-def _sample(maps: Tensor, x_factor: float, y_factor: float, cell_offset: float) -> Tensor:
-    """A place p from the crop's middle takes the value at factor * p, interpolated.
-
-    Cubic, as in the release: bilinear flattens peaks and moves them by up to 2 px.
-    """
-    height, width = maps.shape[-2:]
-    # affine_grid's middle is the middle of the cells' centres; the crop's lies this far from it.
-    x0, y0 = ((cell_offset - _SYMMETRIC) / (STRIDE / 2 * length) for length in (width, height))
-    theta = torch.tensor(
-        [[x_factor, 0, (x_factor - 1) * x0], [0, y_factor, (y_factor - 1) * y0]],
-        dtype=maps.dtype,
-        device=maps.device,
-    )
-    grid = F.affine_grid(theta.expand(maps.shape[0], 2, 3), list(maps.shape), align_corners=False)
-    joints, background = maps[:, :-1], maps[:, -1:]
-    joints = F.grid_sample(joints, grid, mode="bicubic", align_corners=False)
-    background = 1 + F.grid_sample(background - 1, grid, mode="bicubic", align_corners=False)
-    return torch.cat([joints, background], dim=1)

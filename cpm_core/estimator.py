@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cpm_core.cpu import Network, has_bf16, quickest
-from cpm_core.crops import Cropper
-from cpm_core.decode import Refinement, decode, flip_back, resample
-from cpm_core.errors import ConfigError
+from cpm_core.cpu import has_bf16
+from cpm_core.decode import Refinement, decode
 from cpm_core.frequency import quicken
+from cpm_core.keypoints import (
+    CPU_BATCHES,
+    LIGHT_BATCH,
+    KeypointEstimator,
+    Precision,
+    as_boxes,
+)
 from cpm_core.lite import fold_batch_norm
+from cpm_core.networks import Network, quickest
+from cpm_core.views import flip_back, resample
 from cpm_core.weights import Weights, load_weights
 
 log = logging.getLogger("posemill")
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 RELEASE_SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 """The scales at which the original release looks at every person."""
 
 _GPU_BATCHES = (64, 32, 16, 8, 4, 2, 1)
-_CPU_BATCHES = {"lite": 32, "vgg": 1, "original": 1}
-"""By trunk. The large networks gain nothing from a second crop, whose maps take memory."""
-_LIGHT_BATCH = 4
-"""What a thread sees of those at a time: a tenth is gained, and from eight nothing more."""
 
 
 def load(
@@ -56,11 +55,12 @@ def load(
     )
 
 
-class Estimator:
-    """A CPM that turns uint8 crops, or a picture with boxes, into keypoints.
+class Estimator(KeypointEstimator):
+    """A CPM in PyTorch, or on a CPU in what is quicker there, with as many threads as torch has at
+    this moment.
 
-    Several threads may call it: the network sees the crops of one call after those of another. On a
-    CPU it works with as many threads as torch has at this moment.
+    Batches are cut and on a GPU padded to a few fixed sizes; when a GPU runs out of memory the
+    batch is halved for good.
     """
 
     def __init__(
@@ -73,22 +73,16 @@ class Estimator:
         refinement: Refinement = "gaussian",
         box_factor: float | None = None,
     ) -> None:
-        for given, allowed in ((precision, Precision), (refinement, Refinement)):
-            if given not in get_args(allowed):
-                choices = ", ".join(get_args(allowed))
-                raise ConfigError(f"{given!r} is not one of {choices}")
-        self.info = weights.info
-        self.sha256 = weights.sha256
+        super().__init__(
+            weights.info, weights.sha256, precision, tuple(scales), refinement, box_factor
+        )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"
         self.bf16 = precision == "bf16" or (precision == "auto" and _suits_bf16(self.device))
         self.flip = flip
-        self.refinement = refinement
-        factor = self.info.box_factor if box_factor is None else box_factor
-        self.cropper = Cropper(self.info.config.input_size, factor, tuple(scales))
         self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
         is_light = self.info.config.trunk == "lite"
-        self.largest_batch = _CPU_BATCHES[self.info.config.trunk] if on_cpu else _GPU_BATCHES[0]
+        self.largest_batch = CPU_BATCHES[self.info.config.trunk] if on_cpu else _GPU_BATCHES[0]
         model = fold_batch_norm(weights.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: Network = model
@@ -96,26 +90,15 @@ class Estimator:
             # Its kernels are so large that this is quicker than OpenVINO.
             self.model = quicken(model)
         elif on_cpu:
-            batch = _LIGHT_BATCH if is_light else 1
+            batch = LIGHT_BATCH if is_light else 1
             self.model = quickest(model, self.cropper.size, self.bf16, is_light, batch)
-        self._lock = threading.Lock()
-
-    def estimate(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
-        """Keypoints (N, K, 3) of people at boxes (N, 4: x, y, w, h) of an RGB picture (H, W, 3).
-
-        x and y are pixels of the picture, the score is the belief at the peak and 0 outside the
-        picture. Raises ValueError for a picture or boxes of another kind, and for a box that is not
-        finite or empty.
-        """
-        boxes = _as_boxes(boxes)
-        keypoints = self.estimate_crops(self.cropper.cut(picture, boxes))
-        height, width = picture.shape[:2]
-        return self.cropper.to_picture(keypoints, boxes, width, height)
 
     def estimate_stages(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """As `estimate`, after every stage: (T, N, K, 3)."""
-        boxes = _as_boxes(boxes)
-        stages = self._batches(self.cropper.cut(picture, boxes), every_stage=True)
+        boxes = as_boxes(boxes)
+        crops = self.cropper.cut(picture, boxes)
+        with self._lock:
+            stages = self._in_batches(crops, every_stage=True)
         height, width = picture.shape[:2]
         return np.stack([self.cropper.to_picture(s, boxes, width, height) for s in stages])
 
@@ -128,33 +111,17 @@ class Estimator:
         The base crop (S, S, 3) for a box x, y, w, h of an RGB picture (H, W, 3), and maps (T,
         K + 1, S / 8, S / 8) on its grid, background last. Raises ValueError as `estimate`.
         """
-        boxes = _as_boxes(box)[None]
+        boxes = as_boxes(box)[None]
         base = replace(self.cropper, scales=(1.0,)).cut(picture, boxes)[0, 0]
         images = torch.from_numpy(self.cropper.cut(picture, boxes)).to(self.device)
         return base, self._belief(images, every_stage=True)[:, 0].cpu().numpy()
 
-    def estimate_crops(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Keypoints (N, K, 3) in base-crop pixels for RGB crops (N, V, S, S, 3) from `cropper.cut`.
-
-        Batches are cut and padded to a few fixed sizes; when a GPU runs out of memory the batch is
-        halved for good.
-        """
-        size = self.cropper.size
-        expected = (len(self.cropper.scales), size, size, 3)
-        if crops.ndim != 5 or crops.shape[1:] != expected or crops.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 crops (N, {', '.join(map(str, expected))}), "
-                f"got {crops.dtype} {crops.shape}"
-            )
-        keypoints: NDArray[np.float32] = self._batches(crops)[0]
+    def _keypoints(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        keypoints: NDArray[np.float32] = self._in_batches(crops, every_stage=False)[0]
         return keypoints
 
-    def _batches(self, crops: NDArray[np.uint8], every_stage: bool = False) -> NDArray[np.float32]:
-        """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
-        with self._lock:
-            return self._in_batches(crops, every_stage)
-
     def _in_batches(self, crops: NDArray[np.uint8], every_stage: bool) -> NDArray[np.float32]:
+        """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
         stages = self.info.config.stages if every_stage else 1
         results = [np.empty((stages, 0, len(self.info.skeleton), 3), np.float32)]
         start = 0
@@ -217,8 +184,3 @@ def _stack(stages: list[Tensor]) -> Tensor:
 
 def _suits_bf16(device: torch.device) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and has_bf16())
-
-
-def _as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(boxes, dtype=np.float64)
-    return array if array.size else array.reshape(0, 4)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cpm_core.estimator import Estimator
+from cpm_core.keypoints import KeypointEstimator
 from cpm_core.people import Locator, People, Picture, WholeImage
 from cpm_core.poses import SAME_PERSON, person_score, without_doubles
 from cpm_core.whole_image import estimate_whole, wide_view
@@ -38,7 +38,7 @@ class PoseFinder:
     def __init__(
         self,
         locator: Locator,
-        estimator: Estimator,
+        estimator: KeypointEstimator,
         same_person: float | None = SAME_PERSON,
         most_people: int = MOST_PEOPLE,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cpm_core.config import PRESETS, CpmConfig
 from cpm_core.errors import WeightsError
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import Skeleton
 from cpm_core.tensor_file import expect, file_sha256, read_tensors, write_tensors
@@ -21,22 +22,6 @@ FOLDER = Path(__file__).parent / "weights"
 _FORMAT = {"version": 1, "background": "last"}
 _LOCATORS = ("person-net",)
 """Weights in the same folder that find people; `cpm_core.person_net` reads them."""
-
-
-@dataclass(frozen=True)
-class WeightsInfo:
-    """The metadata of a weights file.
-
-    `box_factor` is the side of the crop in units of the box's longer side.
-    """
-
-    name: str
-    config: CpmConfig
-    skeleton: Skeleton
-    box_factor: float = 1.25
-    training_data: str = "unknown"
-    licence: str = "unknown"
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cpm_core.geometry import box_of_points, crop_matrix, transform, warp
 
 if TYPE_CHECKING:
-    from cpm_core.estimator import Estimator
+    from cpm_core.keypoints import KeypointEstimator
 
 WIDE = 2
 """Side of the wide view, in units of the network's input: a person who fills 0.4 of the picture's
@@ -57,7 +57,7 @@ def wide_view(picture: Picture, size: int, whole: Floats | None = None) -> Pictu
 
 
 def estimate_whole(
-    estimator: Estimator, wides: Picture, sizes: NDArray[np.int64]
+    estimator: KeypointEstimator, wides: Picture, sizes: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.float32]]:
     """The person of each of N pictures, from wide views (N, L, L, 3) and `sizes` (N, 2: w, h).
 
@@ -79,7 +79,7 @@ def estimate_whole(
 
 
 def _look(
-    estimator: Estimator, wides: Picture, sizes: NDArray[np.int64], boxes: Floats
+    estimator: KeypointEstimator, wides: Picture, sizes: NDArray[np.int64], boxes: Floats
 ) -> NDArray[np.float32]:
     """Keypoints (N, K, 3) of the people at boxes (N, 4), cut out of the wide views."""
     cropper = estimator.cropper

@@ -15,6 +15,7 @@ from pipeline import __version__, schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError
+from pipeline.estimators import EstimatorSettings, EstimatorSpec
 from pipeline.judge import Judge
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest, ShardRef
@@ -23,7 +24,6 @@ from pipeline.people import who
 from pipeline.planning import Planner, Sources
 from pipeline.progress import Meter, Reporter
 from pipeline.runfile import RunFile, utc_now
-from pipeline.stages import EstimatorSpec
 from pipeline.storage import Output, StorageOptions, endpoint_of_environment
 from pipeline.summary import Summary
 from pipeline.weights import read_weights
@@ -267,8 +267,9 @@ class Run:
             settings=s,
             decoder=self.decoder,
             output=self.output,
-            estimator=EstimatorSpec(
-                self.weights, None, s.precision, s.flip, s.scales, s.refinement, s.box_factor
+            estimator=EstimatorSpec.of(
+                self.weights,
+                EstimatorSettings(s.precision, s.flip, s.scales, s.refinement, s.box_factor),
             ),
             same_person=self.who.same_person,
             metadata=schema.table_metadata(metadata, self.weights.info.skeleton),

@@ -7,7 +7,6 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -60,13 +59,14 @@ class Executor:
             self._log.unlink(missing_ok=True)
 
     def _set_up(self) -> None:
-        self.is_light = self.inputs.estimator.weights.info.config.trunk == "lite"
+        self.is_light = self.inputs.estimator.info.config.trunk == "lite"
         self.layout = cluster.cluster_layout(self.inputs.settings, self.is_light)
         self.reporter.say(f"layout: {self.layout.describe()}")
-        num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
+        num_keypoints = len(self.inputs.estimator.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
         self.decoder = ray.put(self.inputs.decoder)
-        self.estimator = ray.put(replace(self.inputs.estimator, device=self.layout.device))
+        placed = self.inputs.estimator.placed(self.layout.device, self.layout.threads)
+        self.estimator = ray.put(placed)
         self._flow: Flow | None = None
 
     def __exit__(
@@ -139,7 +139,7 @@ class Executor:
         except RayError as error:
             failures.append(failure_alone(unit, error))
             crops = crops_table(failure_rows([unit], failures[-1]))
-            num_keypoints = len(self.inputs.estimator.weights.info.skeleton)
+            num_keypoints = len(self.inputs.estimator.info.skeleton)
             nobody = np.empty((0, num_keypoints, 3), np.float32)
             return annotation_rows(crops, nobody, num_keypoints)
         return table
@@ -147,9 +147,7 @@ class Executor:
     def _start_actors(self) -> Flow:
         i, layout = self.inputs, self.layout
         prepare = make_pool(layout.prepare, PrepareStage, self.decoder, i.output, layout.decoders)
-        estimate = make_pool(
-            layout.estimate, EstimateStage, self.estimator, layout.threads, i.same_person
-        )
+        estimate = make_pool(layout.estimate, EstimateStage, self.estimator, i.same_person)
         commits = make_pool(layout.commit, CommitStage, i.output, i.metadata)
         return Flow((prepare, estimate, commits), layout.shards_ahead, self._layout_now)
 

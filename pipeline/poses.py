@@ -14,11 +14,11 @@ from cpm_core.whole_image import WIDE, estimate_whole
 from pipeline.rows import annotation_rows, boxes_of, crops_of, keypoints_of, people_of, with_boxes
 
 if TYPE_CHECKING:
-    from cpm_core.estimator import Estimator
+    from cpm_core.keypoints import KeypointEstimator
 
 
 def estimate_rows(
-    estimator: Estimator, table: pa.Table, same_person: float | None = None
+    estimator: KeypointEstimator, table: pa.Table, same_person: float | None = None
 ) -> pa.Table:
     """Annotation rows from rows with crops; with `same_person` without people found twice."""
     skeleton = estimator.info.skeleton
@@ -36,7 +36,7 @@ def _is_whole(table: pa.Table) -> bool:
     return len(sources) > 0 and sources[0].as_py() == "whole-image"
 
 
-def _estimate(estimator: Estimator, table: pa.Table) -> NDArray[np.float32]:
+def _estimate(estimator: KeypointEstimator, table: pa.Table) -> NDArray[np.float32]:
     """Keypoints (N, K, 3) in pixels of the pictures."""
     cropper = estimator.cropper
     crops = crops_of(table, (len(cropper.scales), cropper.size, cropper.size, 3))
@@ -48,7 +48,9 @@ def _estimate(estimator: Estimator, table: pa.Table) -> NDArray[np.float32]:
     return keypoints
 
 
-def _estimate_whole(estimator: Estimator, table: pa.Table) -> tuple[pa.Table, NDArray[np.float32]]:
+def _estimate_whole(
+    estimator: KeypointEstimator, table: pa.Table
+) -> tuple[pa.Table, NDArray[np.float32]]:
     """The table with the boxes that the network looked at last, and keypoints (N, K, 3)."""
     side = WIDE * estimator.cropper.size
     wides = crops_of(table, (side, side, 3))

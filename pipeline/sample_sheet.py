@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from cpm_core.augment import Augmentation, Sample, training_crop
 from cpm_core.belief import sample_tile, tile_sheet
 from cpm_core.config import CpmConfig, preset
+from cpm_core.info import WeightsInfo
 from cpm_core.skeleton import Skeleton
-from cpm_core.weights import WeightsInfo
 from pipeline.errors import UsageError
 from pipeline.picture_files import check_picture_name, write_picture
 from pipeline.samples import RowReader, SampleTable, decode_sample

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +32,7 @@ from pipeline.summary import Summary
 from pipeline.units import Unit
 
 if TYPE_CHECKING:
-    from cpm_core.estimator import Estimator
+    from pipeline.estimators import EstimatorSpec
 
 _FETCH_THREADS = 16
 _ACCESS_CODES = ("forbidden", "storage")
@@ -146,12 +146,9 @@ class PrepareStage(Stage):
 class EstimateStage(Stage):
     """The network as an actor."""
 
-    def __init__(self, spec: EstimatorSpec, threads: int, same_person: float | None) -> None:
-        import torch
-
+    def __init__(self, spec: EstimatorSpec, same_person: float | None) -> None:
         super().__init__(Pulse("estimate"))
         self.same_person = same_person
-        torch.set_num_threads(threads)
         self.estimator = spec.build()
 
     def shard(self, ref: ShardRef, crops: pa.Table) -> tuple[pa.Table, StageReport]:
@@ -217,22 +214,3 @@ def out_of_reach(summary: Summary) -> bool:
 def access_failures(summary: Summary) -> Counter[str]:
     """Failures that are the storage's or the credentials', by code."""
     return Counter({code: summary.failed[code] for code in _ACCESS_CODES})
-
-
-@dataclass(frozen=True)
-class EstimatorSpec:
-    """What an estimator is made of; travels to the actors once, through the object store."""
-
-    weights: Any
-    device: str | None
-    precision: Any
-    flip: bool
-    scales: tuple[float, ...]
-    refinement: Any
-    box_factor: float | None
-
-    def build(self) -> Estimator:
-        """The estimator."""
-        from cpm_core.estimator import Estimator
-
-        return Estimator(**vars(self))

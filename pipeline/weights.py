@@ -16,7 +16,8 @@ from pipeline.fetch import fetch
 from pipeline.storage import StorageOptions
 
 if TYPE_CHECKING:
-    from cpm_core.estimator import Estimator, Precision
+    from cpm_core.estimator import Estimator
+    from cpm_core.keypoints import Precision
     from cpm_core.weights import Weights
 
 _MAX_BYTES = 1 << 32

@@ -70,7 +70,7 @@ def main() -> None:
 
     def estimate(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         (maps,) = session.run(None, {"crops": crops[:, 0]})
-        return decode(torch.from_numpy(maps[:, :-1]), info.config.cell_offset)
+        return decode(maps[:, :-1], info.config.cell_offset)
 
     cropper = Cropper(info.config.input_size, info.box_factor)
     in_threads(read_list(args.list), args.workers, cropper, estimate).save(args.result)

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpm_core.cpu import Network, quickest
 from cpm_core.errors import LocatorError
 from cpm_core.geometry import letterbox
 from cpm_core.lite import fold_batch_norm
+from cpm_core.networks import Network, quickest
 from cpm_core.people import People, Picture, tidied
 from cpm_core.person_net.targets import peaks
 from cpm_core.person_net.weights import KIND, PersonNetWeights, load_person_net

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cpm_core.config import CpmConfig
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
-from cpm_core.weights import WeightsInfo, load_weights, save_weights
+from cpm_core.weights import load_weights, save_weights
 from pipeline.lock import Lock
 from pipeline.samples import SampleTable
 from pipeline.storage import Output

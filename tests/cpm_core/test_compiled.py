@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from cpm_core import cpu
+from cpm_core import cpu, networks
 from cpm_core.config import preset
 from cpm_core.estimator import load
 from cpm_core.frequency import LargeConv
@@ -24,6 +24,7 @@ from cpm_core.person_net.config import PersonNetConfig
 from cpm_core.person_net.net import PersonNet
 
 compiled = pytest.importorskip("cpm_core.compiled", exc_type=ImportError)
+translation = pytest.importorskip("cpm_core.translate", exc_type=ImportError)
 
 SIZE = 64
 
@@ -57,13 +58,21 @@ def crops(count: int, size: int = SIZE) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
+def compile_network(
+    network: nn.Module, bf16: bool = False, threads: int = 1, streams: int = 1, batch: int = 1
+) -> networks.Network:
+    """As an estimator has it, for tensors."""
+    models = {n: translation.translate(network, n, SIZE) for n in {1, batch}}
+    return networks.Compiled(compiled.CompiledNetwork(models, bf16, threads, streams))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 0.1)])
 @torch.inference_mode()
 def test_every_stage_of_every_network(name: str, bf16: bool, tolerance: float) -> None:
     network = lively(NETWORKS[name]())
     images = crops(3)
-    found = compiled.CompiledNetwork(network, SIZE, bf16, threads=2)(images)
+    found = compile_network(network, bf16, threads=2)(images)
     expected = network(images)
     for got, stage in zip(found, expected, strict=True):
         assert (got.dtype, got.shape) == (torch.float32, stage.shape)
@@ -76,7 +85,7 @@ def test_every_stage_of_every_network(name: str, bf16: bool, tolerance: float) -
 @torch.inference_mode()
 def test_what_is_left_of_a_batch_goes_one_by_one(count: int) -> None:
     network = lively(NETWORKS["cpm-lite"]())
-    found = compiled.CompiledNetwork(network, SIZE, False, threads=1, batch=4)(crops(count))
+    found = compile_network(network, batch=4)(crops(count))
     for got, stage in zip(found, network(crops(count)), strict=True):
         scale = stage.abs().max()
         torch.testing.assert_close(got / scale, stage / scale, rtol=0, atol=1e-5)
@@ -84,9 +93,7 @@ def test_what_is_left_of_a_batch_goes_one_by_one(count: int) -> None:
 
 @torch.inference_mode()
 def test_threads_do_not_mix_their_answers() -> None:
-    network = compiled.CompiledNetwork(
-        lively(NETWORKS["cpm-lite"]()), SIZE, False, threads=3, streams=3, batch=2
-    )
+    network = compile_network(lively(NETWORKS["cpm-lite"]()), threads=3, streams=3, batch=2)
     images = [crops(count) for count in range(1, 9)] * 8
     alone = [network(one) for one in images[:8]] * 8
     with ThreadPoolExecutor(6) as threads:
@@ -96,7 +103,7 @@ def test_threads_do_not_mix_their_answers() -> None:
 
 
 def test_mirrored_images_which_are_no_view_of_crops() -> None:
-    network = compiled.CompiledNetwork(lively(NETWORKS["cpm-lite"]()), SIZE, False, threads=1)
+    network = compile_network(lively(NETWORKS["cpm-lite"]()))
     images = crops(2)
     mirrored = images.flip(-1)
     assert not torch.equal(network(images)[-1], network(mirrored)[-1])
@@ -124,15 +131,15 @@ class Twisted(nn.Module):
 )
 def test_what_has_no_translation_is_named(network: nn.Module, name: str) -> None:
     with pytest.raises(TypeError, match=name):
-        compiled.translate(network, 1, SIZE)
+        translation.translate(network, 1, SIZE)
 
 
 def test_without_openvino_large_kernels_are_still_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_has_openvino", lambda: False)
+    monkeypatch.setattr(cpu, "has_openvino", lambda: False)
     vgg = NETWORKS["cpm-vgg"]()
-    plain = cpu.quickest(vgg, SIZE, bf16=True)
+    plain = networks.quickest(vgg, SIZE, bf16=True)
     assert not any(isinstance(part, LargeConv) for part in plain.modules())  # type: ignore[attr-defined]
-    quick = cpu.quickest(vgg, SIZE)
+    quick = networks.quickest(vgg, SIZE)
     assert any(isinstance(part, LargeConv) for part in quick.modules())  # type: ignore[attr-defined]
 
 
@@ -143,10 +150,10 @@ def test_without_openvino_answers_are_the_same(
     settings = {"device": "cpu", "precision": "fp32"} | options
     estimators = [load("cpm-lite", **settings)]
     with monkeypatch.context() as patched:
-        patched.setattr(cpu, "_has_openvino", lambda: False)
+        patched.setattr(cpu, "has_openvino", lambda: False)
         assert not cpu.has_bf16()
         estimators.append(load("cpm-lite", **settings))
-    kinds = [isinstance(each.model, compiled.CompiledNetwork) for each in estimators]
+    kinds = [isinstance(each.model, networks.Compiled) for each in estimators]
     assert kinds == [True, False]
     size = estimators[0].cropper.size
     picture = crops(1, size)[0].permute(1, 2, 0).numpy()
@@ -157,7 +164,7 @@ def test_without_openvino_answers_are_the_same(
 
 def test_threads_may_compile_side_by_side() -> None:
     network = lively(NETWORKS["cpm-lite"]())
-    compile_it = partial(compiled.CompiledNetwork, network, SIZE, False, 1)
+    compile_it = partial(compile_network, network)
     with ThreadPoolExecutor(3) as threads:
         networks = [threads.submit(compile_it) for _ in range(6)]
         found = [each.result()(crops(1))[-1] for each in networks]

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from cpm_core.decode import decode, flip_back, resample
+from cpm_core.decode import decode
 from cpm_core.skeleton import load_skeleton
 from cpm_core.targets import belief_maps
+from cpm_core.views import flip_back, resample
 
 SIZE = 128
 CELLS = SIZE // 8

@@ -89,7 +89,7 @@ VIEWS = {"flip": True, "scales": (0.8, 1.0)}
 def test_threads_agree_with_one(count, options, has_openvino, three_threads, monkeypatch):
     """Each has crops of its own, which come back in their order."""
     if not has_openvino:
-        monkeypatch.setattr(cpu, "_has_openvino", lambda: False)
+        monkeypatch.setattr(cpu, "has_openvino", lambda: False)
     side_by_side = cpm_core.load("cpm-lite", device="cpu", **options)
     torch.set_num_threads(1)
     alone = cpm_core.load("cpm-lite", device="cpu", **options)

@@ -129,7 +129,7 @@ def test_keypoints_do_not_depend_on_the_way(name: str, monkeypatch: pytest.Monke
     crops = np.random.default_rng(0).integers(0, 256, (2, 1, 96, 96, 3), np.uint8)
     found = []
     # Which would compute `cpm-vgg`.
-    monkeypatch.setattr(cpu, "_has_openvino", lambda: False)
+    monkeypatch.setattr(cpu, "has_openvino", lambda: False)
     for first in (1.0, 3.0):
         monkeypatch.setattr(frequency, "_quicker", {})
         monkeypatch.setattr(

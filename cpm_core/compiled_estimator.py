@@ -1,0 +1,75 @@
+"""An estimator on a CPU that was handed its network compiled: it works without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpm_core import cpu
+from cpm_core.compiled import CompiledNetwork, Graph
+from cpm_core.decode import Refinement, decode
+from cpm_core.info import WeightsInfo
+from cpm_core.keypoints import CPU_BATCHES, LIGHT_BATCH, KeypointEstimator, Precision
+
+if TYPE_CHECKING:
+    from cpm_core.weights import Weights
+
+
+@dataclass(frozen=True)
+class CompiledWeights:
+    """What `Weights` are to an `Estimator`: the network as a graph of its last stage's maps."""
+
+    info: WeightsInfo
+    sha256: str
+    graph: Graph
+
+    @classmethod
+    def of(cls, weights: Weights) -> CompiledWeights:
+        """From weights, which takes PyTorch and OpenVINO."""
+        from torch import Tensor, nn
+
+        from cpm_core.lite import fold_batch_norm
+        from cpm_core.translate import graph_of
+
+        class LastStage(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = fold_batch_norm(weights.model())
+
+            def forward(self, images: Tensor) -> list[Tensor]:
+                maps: list[Tensor] = self.network(images)
+                return maps[-1:]
+
+        config = weights.info.config
+        batches = {1, LIGHT_BATCH if config.trunk == "lite" else 1}
+        return cls(weights.info, weights.sha256, graph_of(LastStage(), config.input_size, batches))
+
+
+class CompiledEstimator(KeypointEstimator):
+    """As `Estimator` on a CPU with `threads`, without mirrored or resized views."""
+
+    def __init__(
+        self,
+        weights: CompiledWeights,
+        threads: int,
+        precision: Precision = "auto",
+        refinement: Refinement = "gaussian",
+        box_factor: float | None = None,
+    ) -> None:
+        super().__init__(weights.info, weights.sha256, precision, (1.0,), refinement, box_factor)
+        trunk = weights.info.config.trunk
+        self.bf16 = precision == "bf16" or (precision == "auto" and cpu.has_bf16())
+        self._batch = CPU_BATCHES[trunk]
+        streams = threads if trunk == "lite" else 1
+        self._network = CompiledNetwork(weights.graph.models(), self.bf16, threads, streams)
+
+    def _keypoints(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        config = self.info.config
+        found = [np.empty((0, len(self.info.skeleton), 3), np.float32)]
+        for start in range(0, len(crops), self._batch):
+            (maps,) = self._network(crops[start : start + self._batch, 0])
+            found.append(decode(maps[:, :-1], config.cell_offset, self.refinement))
+        return np.concatenate(found)

@@ -1,0 +1,139 @@
+"""What travels to the workers, and what they make of it."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpm_core import cpu
+from cpm_core.config import preset
+from cpm_core.estimator import Estimator, load
+from cpm_core.model import Cpm
+from cpm_core.skeleton import load_skeleton
+from cpm_core.weights import Weights, WeightsInfo, load_weights
+from pipeline.estimators import EstimatorSettings, EstimatorSpec
+
+pytest.importorskip("openvino")
+
+FP32 = EstimatorSettings("fp32")
+
+
+def weights_of(name: str) -> Weights:
+    """The shipped ones, or random ones of a small network of that preset."""
+    if name == "cpm-lite":
+        return load_weights(name)
+    config = preset(name, input_size=64, stages=2)
+    model = Cpm(config).eval()
+    return Weights(WeightsInfo(name, config, load_skeleton("lsp14")), model.state_dict(), "0")
+
+
+def crops(count: int, size: int) -> np.ndarray:
+    """(count, 1, size, size, 3) of noise that has shapes in it, not to be written to."""
+    coarse = np.random.default_rng(count).integers(0, 256, (count, 1, size // 16, size // 16, 3))
+    fine = coarse.repeat(16, axis=2).repeat(16, axis=3).astype(np.uint8)
+    fine.flags.writeable = False
+    return fine
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "settings", "has_openvino", "is_compiled"),
+    [
+        ("cpm-lite", "cpu", {}, True, True),
+        ("cpm-lite", "cpu", {"refinement": "quarter", "box_factor": 2.0}, True, True),
+        ("cpm-vgg", "cpu", {}, True, True),
+        ("cpm", "cpu", {}, True, False),  # PyTorch is quicker in the frequency domain
+        ("cpm-lite", "cpu", {"flip": True}, True, False),
+        ("cpm-lite", "cpu", {"scales": (0.8, 1.0)}, True, False),
+        ("cpm-lite", "cuda", {}, True, False),
+        ("cpm-lite", "cpu", {}, False, False),
+    ],
+)
+def test_who_gets_a_compiled_network(
+    name: str,
+    device: str,
+    settings: dict[str, Any],
+    has_openvino: bool,
+    is_compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu, "has_openvino", lambda: has_openvino)
+    spec = EstimatorSpec.of(weights_of(name), EstimatorSettings(**settings))
+    placed = spec.placed(device, threads=2)
+    assert (placed.device, placed.threads) == (device, 2)
+    assert (placed.compiled is not None) == is_compiled
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "threads", "settings"),
+    [
+        ("cpm-lite", 0, 1, FP32),
+        ("cpm-lite", 1, 1, FP32),
+        ("cpm-lite", 6, 1, EstimatorSettings("fp32", refinement="none")),
+        ("cpm-lite", 45, 2, FP32),
+        ("cpm-vgg", 3, 2, FP32),
+    ],
+)
+def test_compiled_ones_answer_as_the_others(
+    name: str, count: int, threads: int, settings: EstimatorSettings
+) -> None:
+    weights = weights_of(name)
+    seen = crops(count, weights.info.config.input_size)
+    plain = Estimator(weights, "cpu", **vars(settings))
+    compiled = EstimatorSpec.of(weights, settings).placed("cpu", threads).build()
+    assert not isinstance(compiled, Estimator)
+    assert (compiled.info, compiled.sha256) == (plain.info, plain.sha256)
+    assert compiled.cropper == plain.cropper
+    found, expected = compiled.estimate_crops(seen), plain.estimate_crops(seen)
+    assert found.shape == expected.shape == (count, 14, 3)
+    np.testing.assert_allclose(found[..., 2], expected[..., 2], atol=1e-5)
+    np.testing.assert_allclose(found[..., :2], expected[..., :2], atol=0.01)
+
+
+def test_a_picture_with_boxes_and_what_is_refused() -> None:
+    spec = EstimatorSpec.of(weights_of("cpm-lite"), EstimatorSettings("fp32", box_factor=1.5))
+    estimator = spec.placed("cpu", 1).build()
+    picture = crops(1, 320)[0, 0]
+    boxes = [[10, 20, 100, 200], [200, -40, 80, 90]]
+    expected = load("cpm-lite", "cpu", "fp32", box_factor=1.5).estimate(picture, boxes)
+    np.testing.assert_allclose(estimator.estimate(picture, boxes), expected, atol=0.05)
+    with pytest.raises(ValueError, match=r"\(N, 1, 192, 192, 3\)"):
+        estimator.estimate_crops(crops(1, 64))
+
+
+def test_a_worker_without_openvino_has_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes need not be alike."""
+    spec = EstimatorSpec.of(weights_of("cpm-lite"), FP32).placed("cpu", 1)
+    expected = spec.build().estimate_crops(crops(2, 192))
+    monkeypatch.setattr(cpu, "has_openvino", lambda: False)
+    built = spec.build()
+    assert isinstance(built, Estimator)
+    np.testing.assert_allclose(built.estimate_crops(crops(2, 192)), expected, atol=0.05)
+
+
+WORKER = """
+import pickle
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.stages import EstimateStage
+
+stage = EstimateStage(pickle.loads(Path(sys.argv[1]).read_bytes()), None)
+print(stage.estimator.estimate_crops(np.zeros((5, 1, 192, 192, 3), np.uint8)).shape)
+print(sorted({"torch", "pandas", "onnxruntime"} & set(sys.modules)))
+"""
+
+
+def test_a_worker_on_a_cpu_imports_no_pytorch(tmp_path: Path) -> None:
+    """It takes a second and a half to start, and 0.2 GiB."""
+    spec = EstimatorSpec.of(weights_of("cpm-lite"), EstimatorSettings()).placed("cpu", 1)
+    (tmp_path / "spec").write_bytes(pickle.dumps(spec))
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "spec")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.stdout.splitlines() == ["(5, 14, 3)", "[]"], done.stderr
