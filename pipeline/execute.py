@@ -22,6 +22,7 @@ from pipeline.amend import commit, units_to_do
 from pipeline.annotate import ExecutorInputs
 from pipeline.errors import InputError, PosemillError
 from pipeline.flow import Flow, Pool, last_line
+from pipeline.layout import Layout, Operator, layout
 from pipeline.manifest import ShardRef, opened
 from pipeline.poses import estimate_rows
 from pipeline.progress import Reporter
@@ -151,9 +152,9 @@ class Executor:
         commits = make_pool(layout.commit, CommitStage, i.output, i.metadata)
         return Flow((prepare, estimate, commits), layout.shards_ahead, self._layout_now)
 
-    def _layout_now(self) -> cluster.Layout:
+    def _layout_now(self) -> Layout:
         nodes = cluster.nodes_alive()
-        return cluster.layout(self.inputs.settings, nodes, self.is_light, self.layout)
+        return layout(self.inputs.settings, nodes, self.is_light, self.layout)
 
     def _end_actors(self) -> None:
         if self._flow is not None:
@@ -195,7 +196,7 @@ def _notes(flow: Flow) -> list[Note]:
         return [Note("Ray", f"no answer ({last_line(error)})", 0.0)]
 
 
-def make_pool(operator: cluster.Operator, stage: type, *arguments: Any) -> Pool:
+def make_pool(operator: Operator, stage: type, *arguments: Any) -> Pool:
     """The actors of a stage, over all nodes. References among the arguments arrive as values."""
     options: dict[str, Any] = {
         "num_cpus": operator.cpus,

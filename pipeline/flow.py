@@ -18,8 +18,8 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
-from pipeline.cluster import Layout
 from pipeline.errors import PosemillError
+from pipeline.layout import Layout
 from pipeline.manifest import ShardRef
 from pipeline.stages import Outcome, StageReport
 from pipeline.stall import Note

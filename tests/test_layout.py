@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cluster import check_placement, layout
 from pipeline.config import AnnotateSettings
 from pipeline.errors import PosemillError
+from pipeline.layout import check_placement, layout
 
 
 def settings(**values: object) -> AnnotateSettings:

@@ -13,9 +13,9 @@ import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RuntimeEnvSetupError
 
 from pipeline import flow as flow_module
-from pipeline.cluster import Layout, Operator
 from pipeline.errors import PosemillError
 from pipeline.flow import Flow, Pool, StartError
+from pipeline.layout import Layout, Operator
 from pipeline.manifest import ShardRef
 from pipeline.stages import Outcome, Stage, StageReport
 from pipeline.stall import Note, Pulse

@@ -1,0 +1,160 @@
+"""Who runs where: the CPUs and GPUs of the nodes, shared out among the stages.
+
+Every operator states its CPUs, and the smallest layout adds up to 0.9 CPU, so that one CPU is
+enough and nothing can starve anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pipeline.config import AnnotateSettings
+from pipeline.errors import PosemillError
+from pipeline.plan import CROP_BYTES_PER_SHARD
+
+_COMMIT_CPUS = 0.1
+_ESTIMATE_CPUS = 0.1
+"""Of an estimator on a GPU."""
+
+_COMMITS_AT_ONCE = 4
+"""Of one actor, which mostly waits for the storage."""
+
+_ESTIMATES_AT_ONCE = 2
+"""Of one actor: while the device is at one shard, the rows of the other are made or sent."""
+
+_CPU_ESTIMATORS_PER_COMMIT = 16
+_CPUS_PER_GROUP = 8
+_CPUS_PER_GPU_PREPARER = 4
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How many actors a stage has, and what each of them takes and does at once."""
+
+    name: str
+    actors: int
+    cpus: float
+    gpus: float = 0.0
+    at_once: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who runs where. `decoders` per prepare actor, `threads` per estimate actor."""
+
+    prepare: Operator
+    estimate: Operator
+    commit: Operator
+    decoders: int
+    threads: int
+    device: str
+    shards_ahead: int = 2
+    """Shards whose crops may be held, or be in the making, at a time."""
+    group: float = 1.0
+    """CPUs that share a preparer."""
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """In the order of the stages."""
+        return self.prepare, self.estimate, self.commit
+
+    def describe(self) -> str:
+        """One line for people."""
+        return ", ".join(
+            f"{o.actors} {o.name} ({o.cpus:g} CPU{f', {o.gpus:g} GPU' if o.gpus else ''})"
+            for o in self.operators
+        )
+
+
+def layout(
+    settings: AnnotateSettings,
+    nodes: list[dict[str, float]],
+    light: bool,
+    like: Layout | None = None,
+) -> Layout:
+    """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them.
+
+    On CPUs a `light` network runs in as many actors as there are CPUs, a thread each: threads that
+    share a picture wait for one another, which costs half of the speed where others work, too. A
+    heavy one has an actor for all CPUs of a group, as its memory counts. The actors are as large as
+    those of `like`, if it is given: a layout for fewer nodes, or for more.
+    """
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= 1)
+    if on_gpus if like is None else like.device == "cuda":
+        chosen = _layout_on_gpus(settings, nodes, int(gpus), like)
+    else:
+        chosen = _layout_on_cpus(settings, nodes, light, like)
+    store = sum(node.get("object_store_memory", 0) for node in nodes)
+    # One that is worked at and one more, everywhere.
+    wanted = 2 * chosen.prepare.actors + (1 + _ESTIMATES_AT_ONCE) * chosen.estimate.actors
+    ahead = max(2, min(wanted, int(store / 2 // CROP_BYTES_PER_SHARD)))
+    return replace(chosen, shards_ahead=ahead)
+
+
+def _layout_on_cpus(
+    settings: AnnotateSettings, nodes: list[dict[str, float]], light: bool, like: Layout | None
+) -> Layout:
+    sizes = [node["CPU"] for node in nodes if node.get("CPU")]
+    group = like.group if like else max(1.0, min(_CPUS_PER_GROUP, *sizes))
+    groups = max(1, sum(int(size // group) for size in sizes))
+    threads = settings.threads or (1 if light else int(group))
+    each = max(1, int(group) // threads)
+    estimators = settings.estimators or groups * each
+    return Layout(
+        Operator("prepare", settings.preparers or groups, round(0.35 * group, 2)),
+        Operator("estimate", estimators, round(0.45 * group / each, 2), 0.0, _ESTIMATES_AT_ONCE),
+        _commit(1 + (estimators - 1) // _CPU_ESTIMATORS_PER_COMMIT),
+        settings.decoders or max(1, round(group / 4)),
+        threads,
+        "cpu",
+        group=group,
+    )
+
+
+def _layout_on_gpus(
+    settings: AnnotateSettings, nodes: list[dict[str, float]], gpus: int, like: Layout | None
+) -> Layout:
+    """An estimator and a commit actor per GPU; on every node, what is left goes to preparers."""
+    taken = _COMMIT_CPUS + _ESTIMATE_CPUS
+    free = [node.get("CPU", 0) - taken * max(1.0, node.get("GPU", 0)) for node in nodes]
+    smallest = max(_COMMIT_CPUS, min((f for f in free if f > 0), default=_COMMIT_CPUS))
+    per_node = max(1, round(smallest / _CPUS_PER_GPU_PREPARER))
+    each = like.group if like else math.floor(100 * smallest / per_node) / 100
+    preparers = max(1, sum(int(f / each + 1e-9) for f in free if f > 0))
+    estimators = settings.estimators or max(1, gpus)
+    return Layout(
+        Operator("prepare", settings.preparers or preparers, each),
+        Operator("estimate", estimators, _ESTIMATE_CPUS, 1.0, _ESTIMATES_AT_ONCE),
+        _commit(estimators),
+        settings.decoders or max(1, math.ceil(each)),
+        settings.threads or 1,
+        "cuda",
+        group=each,
+    )
+
+
+def _commit(actors: int) -> Operator:
+    return Operator("commit", actors, _COMMIT_CPUS, at_once=_COMMITS_AT_ONCE)
+
+
+def check_placement(chosen: Layout, nodes: list[dict[str, float]]) -> None:
+    """Refuse a layout of which not even one actor per operator fits on the nodes."""
+    free = [{"CPU": node.get("CPU", 0.0), "GPU": node.get("GPU", 0.0)} for node in nodes]
+    for operator in sorted(chosen.operators, key=lambda o: (-o.gpus, -o.cpus)):
+        for node in free:
+            if node["CPU"] + 1e-9 >= operator.cpus and node["GPU"] + 1e-9 >= operator.gpus:
+                node["CPU"] -= operator.cpus
+                node["GPU"] -= operator.gpus
+                break
+        else:
+            what = f"{operator.cpus:g} CPU" + (
+                f" and {operator.gpus:g} GPU" if operator.gpus else ""
+            )
+            raise PosemillError(
+                f"no node has {what} free for one {operator.name} actor; the cluster has "
+                f"{sum(n.get('CPU', 0) for n in nodes):g} CPU and "
+                f"{sum(n.get('GPU', 0) for n in nodes):g} GPU on {len(nodes)} nodes; add nodes, or "
+                "lower --preparers, --estimators, or choose another --device"
+            )
