@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from cpm_core.errors import LocatorError
 from cpm_core.people import Locator, WholeImage, YoloxDetector
+
+if TYPE_CHECKING:
+    from cpm_core.person_net import PersonNetLocator
 
 Kind = Literal["person-net", "boxes", "whole-image", "detector"]
 FOUND: tuple[Kind, ...] = ("person-net", "detector")
@@ -48,6 +51,11 @@ class LocatorSpec:
         if self.kind == "detector":
             assert self.model is not None
             return YoloxDetector(self.model, self.threshold, threads=threads)
+        return self.build_net(device, threads)
+
+    def build_net(self, device: str, threads: int = 1) -> PersonNetLocator:
+        """The person-net, as `build`, where that is what this names."""
+        assert self.kind == "person-net"
         # Only this one needs torch, which takes seconds to import.
         from cpm_core.person_net import PersonNetLocator
 

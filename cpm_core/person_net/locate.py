@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpm_core.errors import LocatorError
-from cpm_core.geometry import letterbox
 from cpm_core.lite import fold_batch_norm
+from cpm_core.looks import Found, boxed, people
 from cpm_core.networks import Network, quickest
-from cpm_core.people import People, Picture, tidied
+from cpm_core.people import People, Picture
 from cpm_core.person_net.targets import peaks
 from cpm_core.person_net.weights import KIND, PersonNetWeights, load_person_net
 
-_BATCH = 8
+log = logging.getLogger("posemill")
+
+_CPU_BATCH = 8
+_GPU_BATCHES = (32, 16, 8, 4, 2, 1)
 _MOST = 100
 """People per picture."""
-_NMS_IOU = 0.55
 
 
 class PersonNetLocator:
@@ -50,9 +53,10 @@ class PersonNetLocator:
         self.device = torch.device(device)
         if threads is not None and self.device.type == "cpu":
             torch.set_num_threads(threads)
+        on_cpu = self.device.type == "cpu"
+        self.largest_batch = _CPU_BATCH if on_cpu else _GPU_BATCHES[0]
         model = fold_batch_norm(loaded.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        on_cpu = self.device.type == "cpu"
         self.model: Network = quickest(model, self.size) if on_cpu else model
 
     def locate(self, picture: Picture) -> People:
@@ -62,15 +66,33 @@ class PersonNetLocator:
     def locate_batch(self, pictures: Sequence[Picture]) -> list[People]:
         """People in each of several RGB pictures (H, W, 3) of any size."""
         found: list[People] = []
-        for start in range(0, len(pictures), _BATCH):
-            part = pictures[start : start + _BATCH]
+        step = self.largest_batch
+        for start in range(0, len(pictures), step):
+            part = pictures[start : start + step]
             inputs = [boxed(picture, self.size) for picture in part]
-            boxes_and_scores = self._peaks(np.stack([image for image, _ in inputs]))
-            for picture, (_, ratio), (boxes, scores) in zip(
-                part, inputs, boxes_and_scores, strict=True
-            ):
+            looks = self.look(np.stack([image for image, _ in inputs]))
+            for picture, (_, ratio), look in zip(part, inputs, looks, strict=True):
                 height, width = picture.shape[:2]
-                found.append(people(boxes, scores, ratio, width, height))
+                found.append(people(look, ratio, width, height))
+        return found
+
+    def look(self, images: NDArray[np.uint8]) -> list[Found]:
+        """What is found in each of several pictures (N, S, S, 3) that were `boxed`.
+
+        On a GPU batches are padded to a few fixed sizes; when it runs out of memory, the batch is
+        halved for good. Raises torch.cuda.OutOfMemoryError where one picture is too much.
+        """
+        found: list[Found] = []
+        while len(found) < len(images):
+            batch = images[len(found) : len(found) + self.largest_batch]
+            try:
+                found += self._peaks(batch)
+            except torch.cuda.OutOfMemoryError:
+                if self.largest_batch == 1:
+                    raise
+                self.largest_batch //= 2
+                torch.cuda.empty_cache()
+                log.warning("GPU memory is short: locating %d at a time", self.largest_batch)
         return found
 
     @torch.inference_mode()
@@ -81,16 +103,26 @@ class PersonNetLocator:
         return image, torch.stack([m[0, 0].float().sigmoid() for m in maps]).cpu().numpy()
 
     @torch.inference_mode()
-    def _peaks(
-        self, images: NDArray[np.uint8]
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        return peaks(self._maps(images)[-1], self.threshold, _MOST)
+    def _peaks(self, images: NDArray[np.uint8]) -> list[Found]:
+        maps = self._maps(images)[-1]
+        return peaks(maps[: len(images)], self.threshold, _MOST)
 
     def _maps(self, images: NDArray[np.uint8]) -> list[Tensor]:
+        """Maps of at least so many images."""
+        on_gpu = self.device.type == "cuda"
+        batch = torch.from_numpy(padded(images) if on_gpu else images)
+        if on_gpu:
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
         # Permuted, an (N, H, W, 3) array is a channels-last tensor as it stands.
-        batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-        maps: list[Tensor] = self.model(batch)
+        maps: list[Tensor] = self.model(batch.permute(0, 3, 1, 2))
         return maps
+
+
+def padded(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """With the last image (N, H, W, 3) repeated up to the next fixed batch size of a GPU: few
+    shapes, few plans."""
+    target = min(size for size in _GPU_BATCHES if size >= len(images))
+    return np.concatenate([images, np.repeat(images[-1:], target - len(images), axis=0)])
 
 
 def checked_threshold(threshold: float) -> float:
@@ -98,28 +130,3 @@ def checked_threshold(threshold: float) -> float:
     if 0 < threshold < 1:
         return threshold
     raise LocatorError(f"threshold is {threshold}; choose a number between 0 and 1")
-
-
-def boxed(picture: Picture, size: int) -> tuple[Picture, NDArray[np.float64]]:
-    """`letterbox` of what is a picture. Raises ValueError for anything else."""
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
-        raise ValueError(
-            f"expected an RGB picture (H, W, 3) of uint8, got {picture.dtype} {picture.shape}"
-        )
-    return letterbox(picture, size)
-
-
-def people(
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    ratio: NDArray[np.float64],
-    width: int,
-    height: int,
-) -> People:
-    """Boxes (N, 4) and scores (N,) of a letterboxed picture as people of the picture.
-
-    Boxes are cut to the picture; overlaps and what has no pixel in it are dropped.
-    """
-    scale = np.concatenate([ratio, ratio])
-    found = People((boxes / scale).astype(np.float64), scores.astype(np.float64), KIND)
-    return tidied(found, width, height, _NMS_IOU)

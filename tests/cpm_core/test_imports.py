@@ -15,6 +15,7 @@ import sys
 import cpm_core
 from cpm_core.crops import Cropper
 from cpm_core.locators import LocatorSpec
+from cpm_core.looks import NetElsewhere
 from cpm_core.people import WholeImage, YoloxDetector
 from cpm_core.poses import without_doubles
 from cpm_core.whole_image import wide_view

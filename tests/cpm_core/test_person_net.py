@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cpm_core.errors import LocatorError
+from cpm_core.looks import NetElsewhere, boxed, people
 from cpm_core.person_net import PersonNetLocator
 from cpm_core.person_net.config import SIZE_UNIT, PersonNetConfig
-from cpm_core.person_net.locate import boxed, people
+from cpm_core.person_net.locate import padded
 from cpm_core.person_net.losses import TargetMaps, box_loss, centre_loss, giou
 from cpm_core.person_net.net import MAPS, PersonNet
 from cpm_core.person_net.targets import encode, peaks
@@ -81,7 +82,7 @@ def test_boxes_come_back_through_the_letterbox(height, width):
     box = np.array([0.1 * width, 0.2 * height, 0.5 * width, 0.7 * height])
     inner = box * np.tile(ratio, 2)
     boxes, scores = peaks(ideal([inner]), 0.5, 10)[0]
-    found = people(boxes, scores, ratio, width, height)
+    found = people((boxes, scores), ratio, width, height)
     np.testing.assert_allclose(found.boxes, [box], atol=2e-3 * max(height, width) / 128 + 1e-3)
     assert found.source == "person-net"
 
@@ -112,7 +113,7 @@ def test_other_pictures_are_refused(picture):
 def test_boxes_are_cut_to_the_picture_and_overlaps_suppressed():
     boxes = np.array([[-10, 5, 30, 20], [2, 5, 18, 20], [70, 5, 9, 9], [25, 5, 30, 20]], np.float32)
     scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
-    found = people(boxes, scores, np.ones(2), 40, 30)
+    found = people((boxes, scores), np.ones(2), 40, 30)
     np.testing.assert_allclose(found.boxes, [[0, 5, 20, 20], [25, 5, 15, 20]])
     np.testing.assert_allclose(found.scores, [0.9, 0.6], rtol=1e-6)
 
@@ -203,3 +204,66 @@ def test_belief_is_shown_for_every_stage(weights):
 def test_unusable_options(weights, options):
     with pytest.raises(LocatorError, match=next(iter(options))):
         PersonNetLocator(weights, **options)
+
+
+@pytest.fixture
+def short_of_memory(weights, monkeypatch):
+    """A locator and the sizes of the batches that it tried; more than three images are too many."""
+    locator = PersonNetLocator(weights, threshold=0.04)
+    sizes, run = [], locator._peaks
+
+    def noted(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.cuda.OutOfMemoryError("no")
+        return run(images)
+
+    monkeypatch.setattr(locator, "_peaks", noted)
+    return locator, sizes
+
+
+def test_out_of_memory_halves_the_batch_and_loses_no_picture(weights, short_of_memory, caplog):
+    rng = np.random.default_rng(2)
+    pictures = [cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), (90, 70)) for _ in range(11)]
+    locator, sizes = short_of_memory
+    expected = PersonNetLocator(weights, threshold=0.04).locate_batch(pictures)
+    assert any(len(found) for found in expected)
+    for found, same in zip(locator.locate_batch(pictures), expected, strict=True):
+        np.testing.assert_allclose(found.boxes, same.boxes, atol=0.05)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert "locating 2 at a time" in caplog.text
+
+
+def test_memory_that_is_too_small_for_one_picture_is_an_error(short_of_memory, monkeypatch):
+    locator, _ = short_of_memory
+    locator.largest_batch = 1
+
+    def no_memory(images):
+        raise torch.cuda.OutOfMemoryError("no")
+
+    monkeypatch.setattr(locator, "_peaks", no_memory)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        locator.look(np.zeros((3, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (9, 16), (32, 32)])
+def test_batches_of_a_gpu_have_few_sizes(count, size):
+    images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    full = padded(images)
+    assert full.dtype == np.uint8
+    assert full.ravel().tolist() == [*range(count), *[count - 1] * (size - count)]
+
+
+def test_a_net_elsewhere_says_what_the_net_would(weights):
+    """Of pictures of any size and shape, also where nobody is."""
+    rng = np.random.default_rng(3)
+    sizes = [(90, 70), (64, 64), (300, 20), (1, 1), (2, 50)]
+    pictures = [cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), size) for size in sizes]
+    locator = PersonNetLocator(weights, threshold=0.04)
+    other = NetElsewhere(locator.size, lambda image: locator.look(image[None])[0])
+    expected = [locator.locate(picture) for picture in pictures]
+    assert {len(found) > 0 for found in expected} == {True, False}
+    for found, same in zip(other.locate_batch(pictures), expected, strict=True):
+        np.testing.assert_array_equal(found.boxes, same.boxes)
+        np.testing.assert_array_equal(found.scores, same.scores)
+        assert found.source == same.source == "person-net"
