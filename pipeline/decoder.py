@@ -2,7 +2,7 @@
 
 A child of the prepare actor (see `pipeline.guard`), started as `python -m pipeline.decoder FD
 LIFELINE SHARED`. Whatever an input does to it (crash, hang, memory) hits this process alone. It
-imports no Ray, and torch only where a person-net finds people.
+imports no Ray, and torch only where it finds people itself with a person-net.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from pipeline.messages import (
     Finished,
     FrameResult,
     Line,
+    Look,
     Probe,
 )
 from pipeline.units import Unit
 
 if TYPE_CHECKING:
+    from cpm_core.looks import Found
     from pipeline.worker import UnitWorker
 
 log = logging.getLogger("posemill")
@@ -75,7 +77,12 @@ def _serve(line: Line, config: DecoderConfig, shared: mmap.mmap) -> None:
         finally:
             shared[0] = False
 
-    worker = UnitWorker(config, _Heartbeat(line), reading)
+    def ask(image: NDArray[np.uint8]) -> Found:
+        line.send(Look(), image.data)
+        found: Found = line.receive()
+        return found
+
+    worker = UnitWorker(config, _Heartbeat(line), reading, ask)
     _limit_memory(config.max_memory)
     # Its first unit's time starts now.
     line.send(Alive())

@@ -11,8 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from pipeline.errors import InputError, PosemillError
 from pipeline.messages import (
@@ -23,11 +26,13 @@ from pipeline.messages import (
     Finished,
     FrameResult,
     Line,
+    Look,
     Probe,
 )
 from pipeline.units import Unit
 
 if TYPE_CHECKING:
+    from pipeline.lookout import Lookout
     from pipeline.video import Range
 
 _START_SECONDS = 60.0
@@ -39,10 +44,16 @@ class Decoder:
 
     The process is started when needed. If it dies, hangs for `max_seconds` without an answer, or
     runs out of memory, it is replaced, and the unit it was at gets an InputError.
+
+    With a `lookout` the process asks who is in a picture, one at a time, and waits for the answer.
+    (To decode the next frame of a video meanwhile, frames would have to be held and, where one is
+    damaged, given out before the error; more decoder processes keep the CPUs busy as well.) The
+    time until the answer is not the unit's. Raises LookoutError where there is none.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
-        self.config = config
+    def __init__(self, config: DecoderConfig, lookout: Lookout | None = None) -> None:
+        self.config = config if lookout is None else replace(config, look_size=lookout.size)
+        self._lookout = lookout
         self._process: subprocess.Popen[bytes] | None = None
         self._line: Line | None = None
         self._lifeline: int | None = None
@@ -101,6 +112,9 @@ class Decoder:
                 reply = self._receive(line)
                 if isinstance(reply, Alive):
                     continue
+                if isinstance(reply, Look):
+                    self._look(line)
+                    continue
                 self._busy = isinstance(reply, FrameResult)
                 if isinstance(reply, Failure):
                     if reply.code == "out_of_memory":
@@ -130,8 +144,15 @@ class Decoder:
             self.close()
         return self._line or self._start()
 
-    def _receive(self, line: Line) -> Alive | FrameResult | Failure | Finished:
-        reply: Alive | FrameResult | Failure | Finished = line.receive()
+    def _look(self, line: Line) -> None:
+        """Answer who is in the picture that comes."""
+        assert self._lookout is not None
+        size = self._lookout.size
+        image = np.frombuffer(line.receive_raw(size * size * 3), np.uint8)
+        line.send(self._lookout.find(image.reshape(size, size, 3)))
+
+    def _receive(self, line: Line) -> Alive | Look | FrameResult | Failure | Finished:
+        reply: Alive | Look | FrameResult | Failure | Finished = line.receive()
         if self._fresh:
             # The first thing it says, after its imports, is that it is there.
             self._fresh = False

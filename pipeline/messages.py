@@ -35,6 +35,9 @@ class DecoderConfig:
     max_memory: int
     fps: float | None
     max_frames: int = 10_000_000
+    look_size: int | None = None
+    """Side of the square in which a picture is shown to the parent, who then says who is in it;
+    None: the decoder process finds that out itself."""
 
     @property
     def view_shape(self) -> tuple[int, int, int, int]:
@@ -51,6 +54,14 @@ class Probe:
 
     uri: str
     largest: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Who is in a picture? It follows, boxed, as raw bytes (S, S, 3), where S is `look_size`.
+
+    The answer is boxes and scores, as `cpm_core.looks.Found`.
+    """
 
 
 @dataclass(frozen=True)

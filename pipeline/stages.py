@@ -22,6 +22,7 @@ from pipeline.amend import commit, units_to_do
 from pipeline.errors import InputError, RefusedError
 from pipeline.fetch import fetch
 from pipeline.guard import Decoder
+from pipeline.lookout import Lookout
 from pipeline.manifest import ShardRef, open_file
 from pipeline.messages import DecoderConfig
 from pipeline.poses import estimate_rows
@@ -39,15 +40,27 @@ _ACCESS_CODES = ("forbidden", "storage")
 
 
 class Prepare:
-    """Fetch, decode, locate, crop: a shard's reference -> its rows with crops."""
+    """Fetch, decode, locate, crop: a shard's reference -> its rows with crops.
+
+    With a `locator_device` of torch's, a person-net there locates people for all decoder processes;
+    without, each does so itself, on the CPU.
+    """
 
     def __init__(
-        self, config: DecoderConfig, output: Output, decoders: int, pulse: Pulse | None = None
+        self,
+        config: DecoderConfig,
+        output: Output,
+        decoders: int,
+        pulse: Pulse | None = None,
+        locator_device: str | None = None,
     ) -> None:
         self.config = config
         self.pulse = pulse or Pulse("prepare")
         self.output = output
-        self.pool = [Decoder(config) for _ in range(decoders)]
+        self.lookout: Lookout | None = None
+        if locator_device is not None:
+            self.lookout = Lookout(config.people.build_net(locator_device), self.pulse)
+        self.pool = [Decoder(config, self.lookout) for _ in range(decoders)]
         self.free: SimpleQueue[Decoder] = SimpleQueue()
         for decoder in self.pool:
             self.free.put(decoder)
@@ -62,6 +75,8 @@ class Prepare:
         self.fetchers.shutdown()
         for decoder in self.pool:
             decoder.close()
+        if self.lookout is not None:
+            self.lookout.close()
 
     def shard(self, ref: ShardRef) -> pa.Table:
         """Rows with crops of all units of a shard that are to do."""
@@ -74,14 +89,20 @@ class Prepare:
         return self.units(units)
 
     def units(self, units: Iterable[Unit]) -> pa.Table:
-        """Rows with crops of the given units, in their order."""
+        """Rows with crops of the given units, in their order. Raises LookoutError where people
+        cannot be located, and PosemillError where no decoder can be started."""
         waiting: deque[Future[UnitRows]] = deque()
         done: list[UnitRows] = []
-        for unit in units:
-            waiting.append(self.workers.submit(self._unit, unit, self._fetched(unit)))
-            if len(waiting) > self.ahead:
-                done.append(waiting.popleft().result())
-        done += [future.result() for future in waiting]
+        try:
+            for unit in units:
+                waiting.append(self.workers.submit(self._unit, unit, self._fetched(unit)))
+                if len(waiting) > self.ahead:
+                    done.append(waiting.popleft().result())
+            done += [future.result() for future in waiting]
+        finally:
+            # Where one has failed, nobody wants the others any more.
+            for future in waiting:
+                future.cancel()
         return crops_table(done)
 
     def _fetched(self, unit: Unit) -> Callable[[], bytes | None]:
@@ -132,9 +153,15 @@ class Stage:
 class PrepareStage(Stage):
     """`Prepare` as an actor."""
 
-    def __init__(self, config: DecoderConfig, output: Output, decoders: int) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        output: Output,
+        decoders: int,
+        locator_device: str | None = None,
+    ) -> None:
         super().__init__(Pulse("prepare"))
-        self.prepare = Prepare(config, output, decoders, self.pulse)
+        self.prepare = Prepare(config, output, decoders, self.pulse, locator_device)
 
     def shard(self, ref: ShardRef) -> tuple[pa.Table, StageReport]:
         """Rows with crops."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from cpm_core.crops import Cropper
 from cpm_core.geometry import crop_matrix
-from cpm_core.people import People, clip_boxes
+from cpm_core.looks import Found, NetElsewhere
+from cpm_core.people import Locator, People, clip_boxes
 from cpm_core.whole_image import WIDE, whole_box, wide_view
 from pipeline.fetch import fetch
 from pipeline.messages import DecoderConfig, FrameResult, Probe
@@ -24,6 +25,7 @@ from pipeline.video import Frame, Range, Reading
 
 Crops = NDArray[np.uint8]
 Seen = Frame | Still
+Ask = Callable[[NDArray[np.uint8]], Found]
 
 _FINER = 2
 """A locator gets pictures that are this much finer than what it looks at: those are good for the
@@ -32,13 +34,15 @@ crops of most people, too, and are shrunk with care."""
 
 class UnitWorker:
     """Holds the locator between units. Calls `alive` while it works on a video, whose storage it
-    reads inside of `reading`."""
+    reads inside of `reading`. Where it shall not locate people itself (`look_size`), it asks
+    `ask`."""
 
     def __init__(
         self,
         config: DecoderConfig,
         alive: Callable[[], None] = lambda: None,
         reading: Reading = nullcontext,
+        ask: Ask | None = None,
     ) -> None:
         cv2.setNumThreads(1)
         self.config = config
@@ -46,12 +50,20 @@ class UnitWorker:
         self.reading = reading
         self.videos = VideoReader(config.storage, config.fps, config.max_pixels, alive, reading)
         self.cropper = Cropper(config.crop_size, config.box_factor, config.scales)
-        self.locator = config.people.build()
-        if config.people.kind == "person-net":
-            assert self.locator is not None
+        self.locator = self._make_locator(ask)
+
+    def _make_locator(self, ask: Ask | None) -> Locator | None:
+        people, size = self.config.people, self.config.look_size
+        if size is not None:
+            assert ask is not None
+            return NetElsewhere(size, ask)
+        locator = people.build()
+        if people.kind == "person-net":
+            assert locator is not None
             # What it takes at its first run is not any picture's fault: the limit on memory is set
             # after it.
-            self.locator.locate(np.zeros((64, 64, 3), np.uint8))
+            locator.locate(np.zeros((64, 64, 3), np.uint8))
+        return locator
 
     def probe(self, request: Probe) -> list[Range]:
         """How to cut a video."""
