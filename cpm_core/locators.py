@@ -38,6 +38,11 @@ class LocatorSpec:
         """What it means for a result: a model is its content, not its path."""
         return self.kind if self.sha256 is None else f"{self.kind}:{self.sha256}"
 
+    @property
+    def suits_gpu(self) -> bool:
+        """Whether it is a network that PyTorch runs: `build_net` makes it."""
+        return self.kind == "person-net"
+
     def build(self, device: str = "cpu", threads: int = 1) -> Locator | None:
         """The locator; None where boxes are given. Raises CpmError.
 
@@ -55,7 +60,7 @@ class LocatorSpec:
 
     def build_net(self, device: str, threads: int = 1) -> PersonNetLocator:
         """The person-net, as `build`, where that is what this names."""
-        assert self.kind == "person-net"
+        assert self.suits_gpu
         # Only this one needs torch, which takes seconds to import.
         from cpm_core.person_net import PersonNetLocator
 

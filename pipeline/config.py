@@ -141,6 +141,19 @@ class AnnotateSettings(Settings):
         "Ray cluster to use (default: RAY_ADDRESS, the cluster of the Ray job, or here)",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("run", "auto", "where the network runs")
+    locator_device: Literal["auto", "cpu", "cuda"] = setting(
+        "run",
+        "auto",
+        "where a person-net finds people; auto is the GPUs where the network runs there, too, and "
+        "their nodes have most of the CPUs",
+    )
+    locator_gpus: float = setting(
+        "run",
+        0.25,
+        "share of each GPU that is reserved for finding people, where that is done on GPUs",
+        ge=0.01,
+        le=0.99,
+    )
     estimators: int | None = setting(
         "run", None, "actors that run the network (default: one per GPU, or by the CPUs)", ge=1
     )
@@ -195,6 +208,10 @@ class AnnotateSettings(Settings):
             raise ValueError("--boxes goes with --people boxes")
         if self.person_threshold is not None and self.people in ("boxes", "whole-image"):
             raise ValueError(f"--person-threshold does not go with --people {self.people}")
+        if self.locator_device == "cuda" and self.device == "cpu":
+            raise ValueError(
+                "--locator-device cuda does not go with --device cpu: leave out one of them"
+            )
         return self
 
     @property

@@ -61,7 +61,10 @@ class Executor:
 
     def _set_up(self) -> None:
         self.is_light = self.inputs.estimator.info.config.trunk == "lite"
-        self.layout = cluster.cluster_layout(self.inputs.settings, self.is_light)
+        self.has_person_net = self.inputs.decoder.people.suits_gpu
+        self.layout = cluster.cluster_layout(
+            self.inputs.settings, self.is_light, self.has_person_net
+        )
         self.reporter.say(f"layout: {self.layout.describe()}")
         num_keypoints = len(self.inputs.estimator.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
@@ -111,7 +114,10 @@ class Executor:
             self._end_actors()
 
     def run_unit_by_unit(self, shards: Sequence[ShardRef]) -> Iterator[Outcome]:
-        """Run every unit of the shards in a task of its own; one that fails becomes a row."""
+        """Run every unit of the shards in a task of its own; one that fails becomes a row.
+
+        People are located on the CPU, whatever happened to the device.
+        """
         self._end_actors()
         operator = self.layout.estimate
         task = _annotate_unit.options(num_cpus=operator.cpus, num_gpus=operator.gpus)
@@ -146,15 +152,18 @@ class Executor:
         return table
 
     def _start_actors(self) -> Flow:
-        i, layout = self.inputs, self.layout
-        prepare = make_pool(layout.prepare, PrepareStage, self.decoder, i.output, layout.decoders)
-        estimate = make_pool(layout.estimate, EstimateStage, self.estimator, i.same_person)
-        commits = make_pool(layout.commit, CommitStage, i.output, i.metadata)
-        return Flow((prepare, estimate, commits), layout.shards_ahead, self._layout_now)
+        i, shares = self.inputs, self.layout
+        estimate = make_pool(shares.estimate, EstimateStage, self.estimator, i.same_person)
+        how = self.decoder, i.output, shares.decoders, shares.locator_device
+        prepare = make_pool(shares.prepare, PrepareStage, *how)
+        if shares.prepare.gpus:
+            prepare.beside = estimate
+        commits = make_pool(shares.commit, CommitStage, i.output, i.metadata)
+        return Flow((prepare, estimate, commits), shares.shards_ahead, self._layout_now)
 
     def _layout_now(self) -> Layout:
-        nodes = cluster.nodes_alive()
-        return layout(self.inputs.settings, nodes, self.is_light, self.layout)
+        nodes, settings = cluster.nodes_alive(), self.inputs.settings
+        return layout(settings, nodes, self.is_light, self.layout, self.has_person_net)
 
     def _end_actors(self) -> None:
         if self._flow is not None:

@@ -79,13 +79,15 @@ class Member:
 class Pool:
     """The actors of one stage, `size` of them, and the shards that wait for one.
 
-    An actor works at so many shards `at_once`, and has one more waiting.
+    An actor works at so many shards `at_once`, and has one more waiting. With another pool
+    `beside`, there are only as many, in proportion, as that one has started.
     """
 
     def __init__(self, name: str, size: int, make: Callable[[], Any], at_once: int = 1) -> None:
         self.name = name
         self.size = size
         self.at_once = at_once
+        self.beside: Pool | None = None
         self.waiting: deque[Shard] = deque()
         self.members: list[Member] = []
         self._make = make
@@ -96,6 +98,16 @@ class Pool:
         """The started member with the fewest calls, rather one on `node`; None if all are full."""
         able = (m for m in self.members if m.node is not None and len(m.calls) <= self.at_once)
         return min(able, key=lambda m: (len(m.calls), m.node != node), default=None)
+
+    @property
+    def wanted(self) -> int:
+        """How many members there should be now."""
+        if self.beside is None:
+            return self.size
+        # Ray puts small shares of GPUs where the least is left. Before the large ones have their
+        # places, that is all on one GPU, of which then no large share is left.
+        there = sum(member.node is not None for member in self.beside.members)
+        return max(1, self.size * there // self.beside.size)
 
     def grow(self, size: int) -> list[Member]:
         """Have at least so many members; those that are new."""
@@ -162,7 +174,7 @@ class Flow:
         for pool in pools:
             self._grow(pool, 1)
         for pool in reversed(pools):
-            self._grow(pool, pool.size)
+            self._grow(pool, pool.wanted)
 
     def run(self, refs: Sequence[ShardRef], final: bool) -> Iterator[Outcome]:
         """What came of each shard, as they come. One that fails for good is left out.
@@ -220,8 +232,8 @@ class Flow:
             self.ahead = layout.shards_ahead
             for pool, operator in zip(self.pools, layout.operators, strict=True):
                 pool.size = max(pool.size, operator.actors)
-        for pool in self.pools:
-            self._grow(pool, pool.size)
+        for pool in reversed(self.pools):
+            self._grow(pool, pool.wanted)
 
     def _submit(self, final: bool) -> None:
         """Give waiting shards to free workers, late stages first."""
@@ -283,6 +295,9 @@ class Flow:
             return None
         if isinstance(answer, str):
             pool.started(member, answer)
+            for other in self.pools:
+                if other.beside is pool:
+                    self._grow(other, other.wanted)
             return None
         member.failures_in_a_row = 0
         return self._moved(member.calls.pop(call), pool, member, answer)
@@ -311,7 +326,7 @@ class Flow:
         for shard in shards[: pool.at_once]:
             self._failed(shard, error)
         if pool.lose(member, error):
-            self._grow(pool, pool.size)
+            self._grow(pool, pool.wanted)
 
     def _failed(self, shard: Shard, error: RayError) -> None:
         """It is tried again later, as the worker may be to blame. That its crops were lost with a

@@ -26,6 +26,13 @@ _ESTIMATES_AT_ONCE = 2
 _CPU_ESTIMATORS_PER_COMMIT = 16
 _CPUS_PER_GROUP = 8
 _CPUS_PER_GPU_PREPARER = 4
+_CPUS_PER_LOCATING_PREPARER = 8
+"""Larger, since each has a context of its own on the GPU, which takes memory, and many decoders
+make full batches."""
+_LOCATED_DECODERS_PER_CPU = 1.5
+"""Decoders that wait for the GPU leave their CPU to others."""
+_SHARES = 10_000
+"""Into so many does Ray cut a GPU."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Layout:
     """Shards whose crops may be held, or be in the making, at a time."""
     group: float = 1.0
     """CPUs that share a preparer."""
+    locator_device: str | None = None
+    """Where preparers find people for their decoders; None: each decoder does it, on the CPU."""
 
     @property
     def operators(self) -> tuple[Operator, ...]:
@@ -61,10 +70,11 @@ class Layout:
 
     def describe(self) -> str:
         """One line for people."""
-        return ", ".join(
+        actors = ", ".join(
             f"{o.actors} {o.name} ({o.cpus:g} CPU{f', {o.gpus:g} GPU' if o.gpus else ''})"
             for o in self.operators
         )
+        return f"{actors}; people are located on the GPUs" if self.locator_device else actors
 
 
 def layout(
@@ -72,19 +82,31 @@ def layout(
     nodes: list[dict[str, float]],
     light: bool,
     like: Layout | None = None,
+    person_net: bool = False,
 ) -> Layout:
     """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them.
 
     On CPUs a `light` network runs in as many actors as there are CPUs, a thread each: threads that
     share a picture wait for one another, which costs half of the speed where others work, too. A
-    heavy one has an actor for all CPUs of a group, as its memory counts. The actors are as large as
-    those of `like`, if it is given: a layout for fewer nodes, or for more.
+    heavy one has an actor for all CPUs of a group, as its memory counts. A `person_net` may run on
+    the GPUs, beside the network. The actors are as large as those of `like`, if it is given: a
+    layout for fewer nodes, or for more.
+
+    Raises PosemillError for people that shall be located on GPUs where there are none.
     """
     gpus = sum(node.get("GPU", 0) for node in nodes)
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= 1)
-    if on_gpus if like is None else like.device == "cuda":
-        chosen = _layout_on_gpus(settings, nodes, int(gpus), like)
+    if on_gpus if like is None else like.estimate.gpus:
+        if _locates_on_gpus(settings, nodes, person_net, like):
+            chosen = _layout_with_locators(settings, nodes, like)
+        else:
+            chosen = _layout_on_gpus(settings, nodes, int(gpus), like)
     else:
+        if settings.locator_device == "cuda" and like is None:
+            raise PosemillError(
+                "--locator-device cuda: the cluster has no GPU; add nodes with GPUs, or leave "
+                "--locator-device out"
+            )
         chosen = _layout_on_cpus(settings, nodes, light, like)
     store = sum(node.get("object_store_memory", 0) for node in nodes)
     # One that is worked at and one more, everywhere.
@@ -135,6 +157,53 @@ def _layout_on_gpus(
     )
 
 
+def _locates_on_gpus(
+    settings: AnnotateSettings,
+    nodes: list[dict[str, float]],
+    person_net: bool,
+    like: Layout | None,
+) -> bool:
+    """Whether preparers locate people on the GPUs: then all of them are where GPUs are."""
+    if like is not None:
+        return like.locator_device is not None
+    if settings.locator_device != "auto" or not person_net:
+        return settings.locator_device == "cuda"
+    with_gpus = sum(node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= 1)
+    return with_gpus > 0 and 2 * with_gpus >= sum(node.get("CPU", 0) for node in nodes)
+
+
+def _layout_with_locators(
+    settings: AnnotateSettings, nodes: list[dict[str, float]], like: Layout | None
+) -> Layout:
+    """As `_layout_on_gpus`, but preparers are only where GPUs are, and share a part of each."""
+    hosts = [(int(node.get("GPU", 0)), node.get("CPU", 0.0)) for node in nodes]
+    taken = _COMMIT_CPUS + _ESTIMATE_CPUS
+    free = [(gpus, cpus - taken * gpus) for gpus, cpus in hosts if gpus and cpus > taken * gpus]
+    smallest = max(_COMMIT_CPUS, min((cpus for _, cpus in free), default=_COMMIT_CPUS))
+    per_node = max(1, round(smallest / _CPUS_PER_LOCATING_PREPARER))
+    each = like.group if like else math.floor(100 * smallest / per_node) / 100
+    on_nodes = [(gpus, int(cpus / each + 1e-9)) for gpus, cpus in free]
+    if like is None:
+        per_gpu = max((math.ceil(count / gpus) for gpus, count in on_nodes), default=1)
+        share = math.floor(_SHARES * settings.locator_gpus / per_gpu + 1e-6) / _SHARES
+    else:
+        share = like.prepare.gpus
+        per_gpu = max(1, int(settings.locator_gpus / share + 1e-9))
+    preparers = max(1, sum(min(count, gpus * per_gpu) for gpus, count in on_nodes))
+    estimators = settings.estimators or max(1, sum(gpus for gpus, _ in hosts))
+    rest = round(1 - settings.locator_gpus, 4)
+    return Layout(
+        Operator("prepare", settings.preparers or preparers, each, share),
+        Operator("estimate", estimators, _ESTIMATE_CPUS, rest, _ESTIMATES_AT_ONCE),
+        _commit(estimators),
+        settings.decoders or max(1, math.ceil(_LOCATED_DECODERS_PER_CPU * each)),
+        settings.threads or 1,
+        "cuda",
+        group=each,
+        locator_device="cuda",
+    )
+
+
 def _commit(actors: int) -> Operator:
     return Operator("commit", actors, _COMMIT_CPUS, at_once=_COMMITS_AT_ONCE)
 
@@ -156,5 +225,5 @@ def check_placement(chosen: Layout, nodes: list[dict[str, float]]) -> None:
                 f"no node has {what} free for one {operator.name} actor; the cluster has "
                 f"{sum(n.get('CPU', 0) for n in nodes):g} CPU and "
                 f"{sum(n.get('GPU', 0) for n in nodes):g} GPU on {len(nodes)} nodes; add nodes, or "
-                "lower --preparers, --estimators, or choose another --device"
+                "lower --preparers, --estimators, or choose another --device or --locator-device"
             )

@@ -42,6 +42,8 @@ FLAGS = {
     "--stall-after": "run",
     "--address": "run",
     "--device": "run",
+    "--locator-device": "run",
+    "--locator-gpus": "run",
     "--estimators": "run",
     "--preparers": "run",
     "--decoders": "run",
@@ -84,6 +86,8 @@ CHANGED: dict[str, Any] = {
     "stall_after": 5.0,
     "address": "auto",
     "device": "cpu",
+    "locator_device": "cpu",
+    "locator_gpus": 0.5,
     "estimators": 2,
     "preparers": 2,
     "decoders": 2,
@@ -154,6 +158,13 @@ def test_the_fingerprint_is_stable() -> None:
         ({"input": []}, "--input"),
         ({"output": ""}, "--output ''"),
         ({"fps": 0}, "--fps 0"),
+        ({"locator_device": "tpu"}, "--locator-device 'tpu': .*'cpu' or 'cuda'"),
+        ({"locator_gpus": 0}, "--locator-gpus 0: .*greater than"),
+        ({"locator_gpus": 1}, "--locator-gpus 1: .*less than"),
+        (
+            {"locator_device": "cuda", "device": "cpu"},
+            "--locator-device cuda does not go with --device cpu",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_flag(values: dict[str, Any], message: str) -> None:

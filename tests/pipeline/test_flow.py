@@ -27,7 +27,7 @@ DEADLY, BROKEN, RUDE_ONCE = 7, 11, 13
 @pytest.fixture(scope="module")
 def connection() -> Iterator[None]:
     """A Ray of its own."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -140,10 +140,11 @@ def refs(count: int) -> list[ShardRef]:
     return [ShardRef(shard, "f", 0, 1) for shard in range(count)]
 
 
-def pool(stage: type, *arguments: Any, size: int = 1, at_once: int = 1) -> Pool:
+def pool(stage: type, *arguments: Any, size: int = 1, at_once: int = 1, gpus: float = 0.0) -> Pool:
     """Actors as the executor makes them."""
     options: dict[str, Any] = {
         "num_cpus": 0.1,
+        "num_gpus": gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
         "max_concurrency": at_once,
@@ -315,6 +316,24 @@ def test_pools_grow_with_the_layout(
     assert len(list(going.run(refs(4), True))) == 4
     assert [len(pool.members) for pool in going.pools] == [2, 1, 1]
     assert going.ahead == 3
+
+
+def test_small_shares_of_gpus_wait_for_the_large_ones(
+    flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node joins: the preparers of all its GPUs went to one, where no estimator found room."""
+    monkeypatch.setattr(flow_module, "_LOOK_EVERY_S", 0.0)
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    small, large = pool(First, ledger, gpus=0.25), pool(Second, ledger, gpus=0.75)
+    small.beside = large
+    going = flow(small, large, pool(Last, ledger))
+    assert len(list(going.run(refs(2), True))) == 2
+    operators = (Operator("p", 3, 0.1, 0.25), Operator("e", 3, 0.1, 0.75), Operator("c", 1, 0.1))
+    going._look = lambda: Layout(*operators, 1, 1, "cuda", shards_ahead=3)
+    while any(p.size < 3 or sum(m.node is not None for m in p.members) < 3 for p in (small, large)):
+        assert len(list(going.run(refs(1), True))) == 1
+        assert len(small.members) <= max(1, sum(m.node is not None for m in large.members))
+    assert [len(p.members) for p in going.pools] == [3, 3, 1]
 
 
 @pytest.mark.parametrize(("how", "told"), [("raises", "no such device"), ("dies", "in a row")])

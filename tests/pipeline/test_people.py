@@ -135,6 +135,15 @@ def test_a_locator_that_cannot_be_used_is_refused(
         locator_of(name, threshold)
 
 
+@pytest.mark.usefixtures("_net_in_the_box")
+@pytest.mark.parametrize("people", ["boxes", "whole-image", "detector:d.onnx"])
+def test_only_a_person_net_is_located_with_on_a_gpu(people: str) -> None:
+    """Also where nobody said who locates: then boxes that are given do."""
+    with pytest.raises(UsageError, match=f"person-net, not {people}, .*: leave --locator-device"):
+        who(settings("in", people=people, locator_device="cuda"), OPTIONS)
+    assert who(settings("in", locator_device="cuda"), OPTIONS).locator.kind == "person-net"
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "expected"),
     [
