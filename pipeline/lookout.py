@@ -68,7 +68,7 @@ class Lookout:
         while batch := self._next():
             images, answers = zip(*batch, strict=True)
             try:
-                with self._pulse.at(f"locating people in {len(images)} pictures"):
+                with self._pulse.at(f"locating people, pictures at once: {len(images)}"):
                     found = list(zip(answers, self._net.look(np.stack(images)), strict=True))
             except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
                 for answer in answers:

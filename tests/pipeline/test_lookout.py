@@ -96,7 +96,9 @@ def test_what_comes_while_it_is_busy_is_the_next_batch(
         later = [pool.submit(lookout.find, image_of(value)) for value in range(2, 9)]
         while lookout._asked.qsize() < len(later):
             threading.Event().wait(0.005)
-        assert [note.what for note in lookout._pulse.notes()] == ["locating people in 1 pictures"]
+        assert [note.what for note in lookout._pulse.notes()] == [
+            "locating people, pictures at once: 1"
+        ]
         go_on.set()
         found = [future.result()[0][0, 3] for future in (first, *later)]
     assert found == list(range(1, 9))
