@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from cpm_core import cpu
 from cpm_core.errors import LocatorError
 from cpm_core.people import Locator, WholeImage, YoloxDetector
 
 if TYPE_CHECKING:
     from cpm_core.person_net import PersonNetLocator
+    from cpm_core.person_net.compiled import CompiledPersonNet
 
 Kind = Literal["person-net", "boxes", "whole-image", "detector"]
 FOUND: tuple[Kind, ...] = ("person-net", "detector")
@@ -22,7 +24,8 @@ CHOICES = "person-net, boxes, whole-image or detector:FILE.onnx"
 
 @dataclass(frozen=True)
 class LocatorSpec:
-    """All that a process needs to make a locator; `model` holds an ONNX file's bytes.
+    """All that a process needs to make a locator; `model` holds an ONNX file's bytes, `net` a
+    person-net for processes without PyTorch.
 
     `sha256` is of the file that finds people, if there is one, and `threshold` the score from which
     a box counts.
@@ -32,6 +35,7 @@ class LocatorSpec:
     threshold: float | None = None
     sha256: str | None = None
     model: bytes | None = field(default=None, repr=False)
+    net: CompiledPersonNet | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> str:
@@ -42,6 +46,15 @@ class LocatorSpec:
     def suits_gpu(self) -> bool:
         """Whether it is a network that PyTorch runs: `build_net` makes it."""
         return self.kind == "person-net"
+
+    def compiled(self) -> LocatorSpec:
+        """For processes on CPUs: with a person-net that needs no PyTorch there, if one can be made
+        here."""
+        if self.kind != "person-net" or not cpu.has_openvino():
+            return self
+        from cpm_core.person_net.compiled import CompiledPersonNet
+
+        return replace(self, net=CompiledPersonNet.shipped())
 
     def build(self, device: str = "cpu", threads: int = 1) -> Locator | None:
         """The locator; None where boxes are given. Raises CpmError.
@@ -56,6 +69,9 @@ class LocatorSpec:
         if self.kind == "detector":
             assert self.model is not None
             return YoloxDetector(self.model, self.threshold, threads=threads)
+        if self.net is not None and device == "cpu" and cpu.has_openvino():
+            assert self.threshold is not None
+            return self.net.locator(self.threshold, threads)
         return self.build_net(device, threads)
 
     def build_net(self, device: str, threads: int = 1) -> PersonNetLocator:

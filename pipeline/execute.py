@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +69,10 @@ class Executor:
         self.reporter.say(f"layout: {self.layout.describe()}")
         num_keypoints = len(self.inputs.estimator.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
-        self.decoder = ray.put(self.inputs.decoder)
+        decoder = self.inputs.decoder
+        if self.layout.locator_device is None:
+            decoder = replace(decoder, people=decoder.people.compiled())
+        self.decoder = ray.put(decoder)
         placed = self.inputs.estimator.placed(self.layout.device, self.layout.threads)
         self.estimator = ray.put(placed)
         self._flow: Flow | None = None

@@ -13,6 +13,12 @@ STRIDE = 8
 SIZE_UNIT = 64.0
 """Pixels of the input that a logarithm of size 0 stands for."""
 
+OFFSET = (STRIDE - 1) / 2
+"""The pixel at the centre of cell 0: cell g is at 8 g + OFFSET."""
+
+LARGEST_LOG = 4.0
+"""Limit of a log size: 55 times the unit, far beyond any input."""
+
 _MULTIPLE = 32
 """The coarsest stride of the trunk."""
 

@@ -16,15 +16,13 @@ from cpm_core.lite import fold_batch_norm
 from cpm_core.looks import Found, boxed, people
 from cpm_core.networks import Network, quickest
 from cpm_core.people import People, Picture
-from cpm_core.person_net.targets import peaks
+from cpm_core.person_net.peaks import peaks
 from cpm_core.person_net.weights import KIND, PersonNetWeights, load_person_net
 
 log = logging.getLogger("posemill")
 
 _CPU_BATCH = 8
 _GPU_BATCHES = (32, 16, 8, 4, 2, 1)
-_MOST = 100
-"""People per picture."""
 
 
 class PersonNetLocator:
@@ -104,8 +102,8 @@ class PersonNetLocator:
 
     @torch.inference_mode()
     def _peaks(self, images: NDArray[np.uint8]) -> list[Found]:
-        maps = self._maps(images)[-1]
-        return peaks(maps[: len(images)], self.threshold, _MOST)
+        maps = self._maps(images)[-1][: len(images)]
+        return peaks(maps.float().cpu().numpy(), self.threshold)
 
     def _maps(self, images: NDArray[np.uint8]) -> list[Tensor]:
         """Maps of at least so many images."""

@@ -1,4 +1,4 @@
-"""Ideal maps for labelled boxes, and boxes from maps.
+"""Ideal maps for labelled boxes, and boxes of maps in training.
 
 Coordinates follow `cpm_core.geometry`: an integer is a pixel's centre, a box x, y, w, h covers w
 pixels from x on, and cell g is centred at 8 g + 3.5.
@@ -12,21 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from cpm_core.person_net.config import SIZE_UNIT, STRIDE
+from cpm_core.person_net.config import LARGEST_LOG, OFFSET, SIZE_UNIT, STRIDE
 
 Floats = NDArray[np.float32]
 
-_OFFSET = (STRIDE - 1) / 2
 _SPREAD = 0.09
 """Sigma of a centre's peak in units of the box's side: about a tenth of a person is its centre."""
 _SMALLEST_SIGMA = 0.6
 """Cells."""
 _CORE = 0.4
 """Cells whose target is at least this learn the box."""
-_LARGEST_LOG = 4.0
-"""Limit of a log size: 55 times the unit, far beyond any input."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +47,14 @@ def encode(boxes: NDArray[np.floating], ignore: NDArray[np.floating], cells: int
     target = np.zeros((4, cells, cells), np.float32)
     target[2:] = 1
     grid = np.arange(cells, dtype=np.float64)
-    pixels = grid * STRIDE + _OFFSET
+    pixels = grid * STRIDE + OFFSET
     for x, y, w, h in ignore:
         rows = (pixels >= y) & (pixels <= y + h - 1)
         known[np.outer(rows, (pixels >= x) & (pixels <= x + w - 1))] = 0
     for x, y, w, h in boxes:
         lines = []
         for low, side in ((y, h), (x, w)):
-            place = np.clip((low + (side - 1) / 2 - _OFFSET) / STRIDE, 0, cells - 1)
+            place = np.clip((low + (side - 1) / 2 - OFFSET) / STRIDE, 0, cells - 1)
             sigma = max(_SMALLEST_SIGMA, _SPREAD * side / STRIDE)
             lines.append(np.exp(-((grid - np.rint(place)) ** 2) / (2 * sigma**2)))
         peak = np.outer(*lines).astype(np.float32)
@@ -73,26 +69,9 @@ def encode(boxes: NDArray[np.floating], ignore: NDArray[np.floating], cells: int
 def boxes_of(maps: Tensor) -> Tensor:
     """(B, 4, H, W) x, y, w, h in pixels of the input, from maps (B, 5, H, W)."""
     rows, columns = maps.shape[-2:]
-    x = torch.arange(columns, device=maps.device, dtype=maps.dtype) * STRIDE + _OFFSET
-    y = torch.arange(rows, device=maps.device, dtype=maps.dtype) * STRIDE + _OFFSET
-    size = maps[:, 3:5].clamp(-_LARGEST_LOG, _LARGEST_LOG).exp() * SIZE_UNIT
+    x = torch.arange(columns, device=maps.device, dtype=maps.dtype) * STRIDE + OFFSET
+    y = torch.arange(rows, device=maps.device, dtype=maps.dtype) * STRIDE + OFFSET
+    size = maps[:, 3:5].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * SIZE_UNIT
     left = x[None, None] + maps[:, 1] * STRIDE - (size[:, 0] - 1) / 2
     top = y[None, :, None] + maps[:, 2] * STRIDE - (size[:, 1] - 1) / 2
     return torch.cat([left[:, None], top[:, None], size], dim=1)
-
-
-def peaks(maps: Tensor, threshold: float, most: int) -> list[tuple[Floats, Floats]]:
-    """Boxes (N, 4) in pixels of the input and scores (N,) per image, best first.
-
-    A peak is a cell that no neighbour exceeds.
-    """
-    belief = maps[:, 0].float().sigmoid()
-    around = F.max_pool2d(belief[:, None], 3, 1, 1)[:, 0]
-    belief = torch.where(belief >= around, belief, torch.zeros_like(belief)).flatten(1)
-    scores, places = belief.topk(min(most, belief.shape[1]), dim=1)
-    places = places[:, None].expand(-1, 4, -1)
-    boxes = boxes_of(maps.float()).flatten(2).gather(2, places).transpose(1, 2)
-    # Of all images at once: each copy waits for the device.
-    every_score, every_box = scores.cpu().numpy(), boxes.cpu().numpy()
-    keep = every_score >= threshold
-    return [(every_box[i][keep[i]], every_score[i][keep[i]]) for i in range(len(maps))]

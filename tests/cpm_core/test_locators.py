@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -6,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpm_core import cpu
 from cpm_core.errors import LocatorError
 from cpm_core.locators import LocatorSpec, check_name, read_locator
+from cpm_core.looks import NetElsewhere
 from cpm_core.people import WholeImage, YoloxDetector
 from cpm_core.weights import FOLDER
 
@@ -62,6 +65,54 @@ def test_the_shipped_locator_finds_as_it_does_in_the_process_that_read_it():
     assert spec.build().threshold == 0.35
     default = read_locator("person-net")
     assert default.build().threshold == default.threshold != 0.35
+
+
+def people_like_picture():
+    """RGB (320, 480, 3) in which a low threshold finds something."""
+    coarse = np.random.default_rng(4).integers(0, 256, (10, 15, 3), np.uint8)
+    return coarse.repeat(32, axis=0).repeat(32, axis=1)
+
+
+def test_compiled_the_shipped_locator_finds_the_same(monkeypatch):
+    pytest.importorskip("openvino")
+    plain = read_locator("person-net", 0.005)
+    spec = plain.compiled()
+    assert (spec.identity, spec.threshold) == (plain.identity, plain.threshold)
+    expected = plain.build().locate(people_like_picture())
+    assert len(expected.boxes) >= 2
+    locators = [spec.build()]
+    monkeypatch.setattr(cpu, "has_openvino", lambda: False)
+    assert plain.compiled() == plain
+    locators.append(spec.build())
+    assert [isinstance(each, NetElsewhere) for each in locators] == [True, False]
+    for locator in locators:
+        found = locator.locate(people_like_picture())
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("people", ["boxes", "whole-image"])
+def test_others_have_nothing_to_compile(people):
+    spec = read_locator(people)
+    assert spec.compiled() is spec
+
+
+COMPILED = """
+import pickle
+import sys
+import numpy as np
+spec = pickle.loads(sys.stdin.buffer.read())
+print(len(spec.build().locate(np.zeros((64, 64, 3), np.uint8)).boxes))
+print("torch" in sys.modules)
+"""
+
+
+def test_a_compiled_person_net_needs_no_torch():
+    pytest.importorskip("openvino")
+    data = pickle.dumps(read_locator("person-net").compiled())
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, input=data, capture_output=True, cwd=FOLDER.parents[1])
+    assert done.stdout.split() == [b"0", b"False"], done.stderr
 
 
 def test_only_a_person_net_needs_torch():

@@ -10,7 +10,8 @@ from cpm_core.person_net.config import SIZE_UNIT, PersonNetConfig
 from cpm_core.person_net.locate import padded
 from cpm_core.person_net.losses import TargetMaps, box_loss, centre_loss, giou
 from cpm_core.person_net.net import MAPS, PersonNet
-from cpm_core.person_net.targets import encode, peaks
+from cpm_core.person_net.peaks import peaks
+from cpm_core.person_net.targets import boxes_of, encode
 from cpm_core.person_net.weights import PersonNetInfo, PersonNetWeights
 
 CELLS = 16
@@ -59,7 +60,7 @@ def test_each_of_two_people_has_a_full_peak_and_its_own_box():
     boxes = np.array([[8, 8, 40, 100], [40, 8, 30, 100]], float)
     targets = encode(boxes, NOBODY, CELLS)
     assert (targets.centre == 1).sum() == 2
-    found, _ = peaks(ideal(boxes), 0.5, 10)[0]
+    found, _ = peaks(ideal(boxes).numpy(), 0.5)[0]
     np.testing.assert_allclose(found[np.argsort(found[:, 0])], boxes, atol=1e-3)
 
 
@@ -68,9 +69,38 @@ def test_any_place_in_the_input_survives_the_maps(side):
     rng = np.random.default_rng(1)
     for _ in range(20):
         box = np.array([*rng.uniform(0, 128 - np.array(side)), *side])
-        found, scores = peaks(ideal([box]), 0.5, 10)[0]
+        found, scores = peaks(ideal([box]).numpy(), 0.5)[0]
         np.testing.assert_allclose(found, [box], atol=1e-3)
         assert scores[0] > 0.99
+
+
+@pytest.mark.parametrize("most", [5, 100])
+def test_peaks_are_the_highest_cells_of_their_neighbourhoods(most):
+    """Held against a plain search, and their boxes against those of the training."""
+    maps = torch.randn(3, MAPS, CELLS, CELLS, generator=torch.manual_seed(most)) * 3
+    maps[2, 0] = -9
+    beliefs, boxes = maps[:, 0].sigmoid().numpy(), boxes_of(maps).numpy()
+    for belief, box, (found, scores) in zip(
+        beliefs, boxes, peaks(maps.numpy(), 0.6, most), strict=True
+    ):
+        expected = [
+            (belief[r, c], tuple(box[:, r, c]))
+            for r, c in np.argwhere(belief >= 0.6)
+            if belief[r, c] == belief[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].max()
+        ]
+        expected = sorted(expected, reverse=True)[:most]
+        assert (len(found), len(scores)) == (len(expected), len(expected))
+        for got, score, (belief_there, box_there) in zip(found, scores, expected, strict=True):
+            assert score == pytest.approx(belief_there, abs=1e-6)
+            np.testing.assert_allclose(got, box_there, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_extreme_maps_raise_no_warning(value):
+    with np.errstate(all="raise"):
+        [(boxes, scores)] = peaks(np.full((1, MAPS, 3, 3), value, np.float32), 0.5)
+    assert len(boxes) == len(scores) == (9 if value > 0 else 0)
+    assert np.isfinite(boxes).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (300, 200), (90, 500), (31, 17), (5, 2)])
@@ -79,9 +109,10 @@ def test_boxes_come_back_through_the_letterbox(height, width):
     picture = np.zeros((height, width, 3), np.uint8)
     image, ratio = boxed(picture, 128)
     assert image.shape == (128, 128, 3)
-    box = np.array([0.1 * width, 0.2 * height, 0.5 * width, 0.7 * height])
+    # Of the smallest picture, just over a pixel wide: what is less than one is dropped.
+    box = np.array([0.1 * width, 0.2 * height, 0.55 * width, 0.7 * height])
     inner = box * np.tile(ratio, 2)
-    boxes, scores = peaks(ideal([inner]), 0.5, 10)[0]
+    boxes, scores = peaks(ideal([inner]).numpy(), 0.5)[0]
     found = people((boxes, scores), ratio, width, height)
     np.testing.assert_allclose(found.boxes, [box], atol=2e-3 * max(height, width) / 128 + 1e-3)
     assert found.source == "person-net"

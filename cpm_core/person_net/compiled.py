@@ -1,0 +1,38 @@
+"""The person-net, compiled, for a process without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cpm_core.compiled import CompiledNetwork, Graph
+from cpm_core.looks import Found, NetElsewhere
+from cpm_core.people import Picture
+from cpm_core.person_net.peaks import peaks
+
+
+@dataclass(frozen=True)
+class CompiledPersonNet:
+    """What travels: the graph of the last stage's maps, for inputs of `size` pixels."""
+
+    graph: Graph
+    size: int
+
+    @classmethod
+    def shipped(cls) -> CompiledPersonNet:
+        """The one of the package, which takes PyTorch and OpenVINO."""
+        from cpm_core.lite import fold_batch_norm
+        from cpm_core.person_net.weights import load_person_net
+        from cpm_core.translate import graph_of
+
+        net = load_person_net()
+        size = net.info.config.input_size
+        return cls(graph_of(fold_batch_norm(net.model()), size, {1}), size)
+
+    def locator(self, threshold: float, threads: int) -> NetElsewhere:
+        """A locator that answers as `PersonNetLocator` on a CPU."""
+        network = CompiledNetwork(self.graph.models(), bf16=False, threads=threads)
+
+        def find(image: Picture) -> Found:
+            return peaks(network(image[None])[-1], threshold)[0]
+
+        return NetElsewhere(self.size, find)
