@@ -151,8 +151,8 @@ class AnnotateSettings(Settings):
         "run",
         0.25,
         "share of each GPU that is reserved for finding people, where that is done on GPUs",
-        ge=0.01,
-        le=0.99,
+        ge=0.05,
+        le=0.95,
     )
     estimators: int | None = setting(
         "run", None, "actors that run the network (default: one per GPU, or by the CPUs)", ge=1

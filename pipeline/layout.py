@@ -141,9 +141,7 @@ def _layout_on_gpus(
     """An estimator and a commit actor per GPU; on every node, what is left goes to preparers."""
     taken = _COMMIT_CPUS + _ESTIMATE_CPUS
     free = [node.get("CPU", 0) - taken * max(1.0, node.get("GPU", 0)) for node in nodes]
-    smallest = max(_COMMIT_CPUS, min((f for f in free if f > 0), default=_COMMIT_CPUS))
-    per_node = max(1, round(smallest / _CPUS_PER_GPU_PREPARER))
-    each = like.group if like else math.floor(100 * smallest / per_node) / 100
+    each = like.group if like else _even(free, _CPUS_PER_GPU_PREPARER)
     preparers = max(1, sum(int(f / each + 1e-9) for f in free if f > 0))
     estimators = settings.estimators or max(1, gpus)
     return Layout(
@@ -179,16 +177,10 @@ def _layout_with_locators(
     hosts = [(int(node.get("GPU", 0)), node.get("CPU", 0.0)) for node in nodes]
     taken = _COMMIT_CPUS + _ESTIMATE_CPUS
     free = [(gpus, cpus - taken * gpus) for gpus, cpus in hosts if gpus and cpus > taken * gpus]
-    smallest = max(_COMMIT_CPUS, min((cpus for _, cpus in free), default=_COMMIT_CPUS))
-    per_node = max(1, round(smallest / _CPUS_PER_LOCATING_PREPARER))
-    each = like.group if like else math.floor(100 * smallest / per_node) / 100
+    each = like.group if like else _even([c for _, c in free], _CPUS_PER_LOCATING_PREPARER)
     on_nodes = [(gpus, int(cpus / each + 1e-9)) for gpus, cpus in free]
-    if like is None:
-        per_gpu = max((math.ceil(count / gpus) for gpus, count in on_nodes), default=1)
-        share = math.floor(_SHARES * settings.locator_gpus / per_gpu + 1e-6) / _SHARES
-    else:
-        share = like.prepare.gpus
-        per_gpu = max(1, int(settings.locator_gpus / share + 1e-9))
+    share = like.prepare.gpus if like else _share(settings.locator_gpus, on_nodes)
+    per_gpu = int(settings.locator_gpus / share + 1e-9)
     preparers = max(1, sum(min(count, gpus * per_gpu) for gpus, count in on_nodes))
     estimators = settings.estimators or max(1, sum(gpus for gpus, _ in hosts))
     rest = round(1 - settings.locator_gpus, 4)
@@ -202,6 +194,18 @@ def _layout_with_locators(
         group=each,
         locator_device="cuda",
     )
+
+
+def _even(free: list[float], target: int) -> float:
+    """CPUs of a preparer, about `target`, so that those of the smallest node are used up."""
+    smallest = max(_COMMIT_CPUS, min((f for f in free if f > 0), default=_COMMIT_CPUS))
+    return math.floor(100 * smallest / max(1, round(smallest / target))) / 100
+
+
+def _share(locator_gpus: float, on_nodes: list[tuple[int, int]]) -> float:
+    """Of a GPU, for each preparer: `on_nodes` are GPUs and preparers of each node."""
+    most = max((math.ceil(preparers / gpus) for gpus, preparers in on_nodes), default=1)
+    return max(1, math.floor(_SHARES * locator_gpus / max(1, most) + 1e-6)) / _SHARES
 
 
 def _commit(actors: int) -> Operator:

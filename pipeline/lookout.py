@@ -87,6 +87,9 @@ class Lookout:
                 if len(batch) >= self._net.largest_batch:
                     break
                 asked = self._asked.get_nowait()
+            else:
+                # For the next time, when nobody is left.
+                self._asked.put(None)
         return batch
 
 

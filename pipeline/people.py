@@ -56,8 +56,8 @@ def who(settings: AnnotateSettings, storage: StorageOptions) -> Who:
     locator = locator_of(people, settings.person_threshold)
     if settings.locator_device == "cuda" and not locator.suits_gpu:
         raise UsageError(
-            f"--locator-device cuda goes with --people person-net, not {people}, which needs no "
-            "GPU or cannot use one: leave --locator-device out"
+            f"--locator-device cuda goes with --people person-net, not {people}, which "
+            "locates without a GPU: leave --locator-device out"
         )
     return Who(locator, boxes, same_person_of(locator, settings.same_person))
 

@@ -120,7 +120,7 @@ def test_estimators_have_to_be_placed_first() -> None:
     assert places(chosen, nodes, ("prepare", "estimate"))["estimate"] == 3
 
 
-@pytest.mark.parametrize("gpus", [0.3, 0.01, 0.99])
+@pytest.mark.parametrize("gpus", [0.3, 0.05, 0.95])
 def test_the_share_of_the_locator_is_a_setting(gpus: float) -> None:
     chosen = layout(settings(locator_gpus=gpus), [node(8, 1)], light=True, person_net=True)
     assert chosen.prepare.gpus == gpus

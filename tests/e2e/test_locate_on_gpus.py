@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,15 +31,23 @@ layout._layout_with_locators = lambda *a: replace(real(*a), device="cpu", locato
 ray.init(address="local", include_dashboard=False, num_cpus=16, num_gpus=2)
 sys.exit(main(sys.argv[1:]))
 """
+BROKEN_DEVICE = """
+from pipeline import lookout
+
+def refuse(self, image):
+    raise lookout.LookoutError("the device fell off")
+
+lookout.Lookout.find = refuse
+"""
 THRESHOLD = 0.02
 """Low enough to find something in drawn figures."""
 
 
-def annotate(*words: str) -> subprocess.CompletedProcess[str]:
+def annotate(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`posemill annotate` on two GPUs, in whose place the CPU computes."""
     return subprocess.run(
         [sys.executable, "-c", GPUS_THAT_ARE_NONE, "annotate", *words],
-        env=job_environment(),
+        env=job_environment() | environment,
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -74,6 +83,27 @@ def test_a_run_on_gpus_locates_there(tmp_path: Path, tiny_weights: str) -> None:
     boxes = [box for box in table["box"].to_pylist() if box is not None]
     assert len(expected) > 12
     np.testing.assert_allclose(boxes, expected, atol=0.05)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(
+    not (FOLDER / "person-net.safetensors").exists(), reason="needs the shipped locator"
+)
+def test_no_input_is_blamed_for_a_device_that_is_gone(tmp_path: Path, tiny_weights: str) -> None:
+    """Units that run alone have their people located on the CPU."""
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / "photos" / f"{i}.jpg"), draw_figure(i, 160, 300))
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(BROKEN_DEVICE)
+    out = str(tmp_path / "out")
+    words = [str(tmp_path / "photos"), out, "--weights", tiny_weights, "--decoders", "2"]
+    done = annotate(*words, PYTHONPATH=f"{tmp_path}/hook{os.pathsep}{REPOSITORY}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("once more") == 2
+    table = read_table(out)
+    assert_accounted(table, 3)
+    assert "failed" not in table["status"].to_pylist()
 
 
 @pytest.mark.parametrize(
