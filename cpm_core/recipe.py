@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,8 @@ from cpm_core.model import Cpm
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
 
+_PHASE = re.compile(r"(0|0?\.[0-9]+):[0-9]+")
+
 _RELEASE_STEP = 136_106 / 600_000
 """Share of the run after which the release lowers its rates (genProto.py: stepsize / max_iter)."""
 
@@ -31,6 +34,18 @@ class Phase:
 
     start: float
     size: int
+
+
+def parse_phases(texts: Sequence[str]) -> tuple[Phase, ...]:
+    """Phases from SHARE:PIXELS, in their order. Raises ConfigError."""
+    if not all(_PHASE.fullmatch(text) for text in texts):
+        raise ConfigError("expected SHARE:PIXELS such as 0:128 0.6:256")
+    pairs = (text.split(":") for text in texts)
+    phases = tuple(Phase(float(share), int(size)) for share, size in pairs)
+    starts = [phase.start for phase in phases]
+    if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ConfigError("the first phase starts at 0, and each later than the one before")
+    return phases
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,11 @@ def decode_sample(row: dict[str, Any], options: StorageOptions | None = None) ->
         raise UsageError(
             f"sample {row['source']}: its picture cannot be decoded: {error}"
         ) from error
+    return sample_of(row, image)
+
+
+def sample_of(row: dict[str, Any], image: NDArray[np.uint8]) -> Sample:
+    """A row of a samples table with its decoded picture. Raises UsageError for an unusable box."""
     box = np.asarray(row["box"], np.float64)
     try:
         crop_matrix(box, size=1, factor=1.0)

@@ -27,6 +27,7 @@ from cpm_core.config import CpmConfig
 from cpm_core.errors import ConfigError
 from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe
+from cpm_core.result import Best
 from cpm_core.student import Student
 from cpm_core.teacher import Teacher, TeacherSpec
 from cpm_core.training import Batch, Fit, freeze, stage_pck
@@ -70,17 +71,6 @@ def train_worker(values: dict[str, WorkerInputs]) -> None:
         # Trying again would not help; the driver ends the run with these words.
         ray.get(inputs.board.post.remote({"kind": "failed", "message": str(error)}))
         raise
-
-
-@dataclass
-class Best:
-    """The averaged weights that did best on the tuning split so far."""
-
-    pck: float
-    epoch: int
-    size: int
-    by_stage: list[float]
-    weights: dict[str, Tensor]
 
 
 class Loop:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import ray
@@ -16,6 +12,7 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayError
 
+from cpm_core.stopping import stop_signals
 from pipeline import cluster
 from pipeline.errors import PosemillError
 from pipeline.lock import Lock
@@ -97,7 +94,7 @@ class _Run:
             board = _board()
             trainer = self._trainer(board, output)
             thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
-            with _stop_signals() as stopping:
+            with stop_signals() as stopping:
                 thread.start()
                 while thread.is_alive():
                     thread.join(_POLL_S)
@@ -208,24 +205,3 @@ class _Failures(ray.train.UserCallback):
             message = str(error).strip().splitlines()[-1:]
             text = f"worker {rank}: {message[0] if message else type(error).__name__}"
             self.board.post.remote({"kind": "lost_worker", "message": text})
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one interrupts."""
-    stopping = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

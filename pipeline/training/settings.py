@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -11,13 +10,12 @@ from pydantic import field_validator, model_validator
 from cpm_core.augment import Augmentation
 from cpm_core.config import PRESETS, CpmConfig, preset
 from cpm_core.errors import ConfigError
-from cpm_core.recipe import RECIPES, Phase, Recipe
+from cpm_core.recipe import RECIPES, Recipe, parse_phases
 from cpm_core.teacher import TeacherSpec
 from pipeline.config import setting
 from pipeline.settings import Settings
 from pipeline.storage import absolute
 
-_PHASE = re.compile(r"(0|0?\.[0-9]+):[0-9]+")
 _TEACHER_WEIGHT = 3.0
 _RECIPE_FIELDS = (
     "batch_size",
@@ -170,13 +168,11 @@ class TrainSettings(Settings):
     @field_validator("phases")
     @classmethod
     def _check_phases(cls, phases: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if phases is None:
-            return None
-        if not all(_PHASE.fullmatch(text) for text in phases):
-            raise ValueError("expected SHARE:PIXELS such as 0:128 0.6:256")
-        starts = [float(text.partition(":")[0]) for text in phases]
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ValueError("the first phase starts at 0, and each later than the one before")
+        try:
+            if phases is not None:
+                parse_phases(phases)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         return phases
 
     @field_validator("label_sigma")
@@ -251,8 +247,7 @@ class TrainSettings(Settings):
         given = {name: getattr(self, name) for name in _RECIPE_FIELDS}
         changes: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
         if self.phases is not None:
-            pairs = (text.split(":") for text in self.phases)
-            changes["phases"] = tuple(Phase(float(share), int(size)) for share, size in pairs)
+            changes["phases"] = parse_phases(self.phases)
         if self.label_sigma is not None:
             changes["first_sigma"], changes["last_sigma"] = self.label_sigma
         return replace(
