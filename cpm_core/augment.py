@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from cpm_core.geometry import crop_matrix, transform, warp
 from cpm_core.skeleton import Skeleton
 
-_LEAST_FOR_A_PART = 6
+LEAST_FOR_A_PART = 6
+"""Labelled joints of whom a part can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _part(sample: Sample, rng: np.random.Generator) -> NDArray[np.float64]:
     labels it is the person's box; it is never less than a quarter of that.
     """
     points = sample.keypoints[sample.labelled]
-    if len(points) < _LEAST_FOR_A_PART:
+    if len(points) < LEAST_FOR_A_PART:
         return sample.box
     seed = points[rng.integers(len(points))]
     nearest = np.argsort(np.linalg.norm(points - seed, axis=1), kind="stable")

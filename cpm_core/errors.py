@@ -21,3 +21,7 @@ class WeightsError(CpmError):
 
 class LocatorError(CpmError):
     """A person locator cannot be used."""
+
+
+class PackError(CpmError):
+    """A pack of training samples cannot be written, is damaged, or does not fit."""

@@ -1,0 +1,240 @@
+"""Training on one device, with the samples of a pack in its memory.
+
+    python -m cpm_core.resident.train pack.safetensors my-net.safetensors --minutes 8
+
+Exit codes are `posemill train`'s: 0 trained, 1 failed, 2 wrong settings, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import torch
+
+from cpm_core.errors import ConfigError, CpmError, PackError, WeightsError
+from cpm_core.model import Cpm
+from cpm_core.recipe import Recipe
+from cpm_core.resident import options as flags
+from cpm_core.resident.feed import Feed
+from cpm_core.resident.loop import Loop
+from cpm_core.resident.pack import Pack, read_pack
+from cpm_core.resident.plan import rehearsed
+from cpm_core.resident.state import State, load_state, save_state
+from cpm_core.result import Best, Origin, save_result
+from cpm_core.start import first_network
+from cpm_core.stopping import stop_signals
+from cpm_core.training import Fit, freeze
+from cpm_core.weights import load_weights
+
+_TRAINED, _FAILED, _WRONG, _STOPPED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; the exit code."""
+    options = flags.parser().parse_args(arguments)
+    try:
+        with stop_signals() as stopping:
+            return _TRAINED if Run(options, stopping).train() else _STOPPED
+    except (ConfigError, PackError, WeightsError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return _WRONG
+    except CpmError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return _FAILED
+
+
+class Run:
+    """One start of a run. Raises CpmError for settings and files that do not fit."""
+
+    def __init__(self, options: argparse.Namespace, stopping: threading.Event) -> None:
+        self.options, self.stopping = options, stopping
+        self.started = time.monotonic()
+        self.recipe = flags.recipe(options)
+        self.device = _device(options.device)
+        threads = options.threads or os.cpu_count() or 1
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(1)
+        torch.backends.cudnn.benchmark = True
+        self.pack = read_pack(options.pack)
+        model = _first(options, self.recipe, self.pack)
+        self.identity = _identity(self.recipe, self.pack, model)
+        self.feed = Feed(self.pack, self.recipe, self.device, threads)
+        self.fit = _fit(model, self.recipe, options, self.device)
+        self.fit.total_steps = self.recipe.epochs * self.feed.steps_per_epoch
+        self.best: Best | None = None
+        self.log = options.log or options.weights.with_suffix(".jsonl")
+        self.spent = 0.0
+        self._resume()
+
+    def train(self) -> bool:
+        """Train and write the weights; whether the run is complete."""
+        options, fit = self.options, self.fit
+        plan, deadline = None, float("inf")
+        unfinished = fit.step_number < fit.total_steps or not fit.step_number
+        if options.minutes is not None and unfinished:
+            deadline = self.started + 60 * options.minutes - self.spent
+            plan = rehearsed(self.feed, fit, options.tunes)
+            left = deadline - time.monotonic()
+            fit.total_steps = fit.step_number + plan.steps_left(fit.progress, left)
+        self._tell(
+            {
+                "kind": "start",
+                "device": _name(self.device),
+                "samples": len(self.feed.rows),
+                "tuning_samples": len(self.feed.tune_rows),
+                "step": fit.step_number,
+                "steps": fit.total_steps,
+                "steps_per_epoch": self.feed.steps_per_epoch,
+                "seconds_to_start": time.monotonic() - self.started,
+            }
+        )
+        loop = Loop(
+            self.feed,
+            fit,
+            self.best,
+            options.tunes,
+            self._tell,
+            self.stopping,
+            self._save_state,
+            plan,
+            deadline,
+        )
+        self.loop = loop
+        complete = loop.run()
+        self._save_state()
+        self._save_weights()
+        return complete or (plan is not None and not self.stopping.is_set())
+
+    def _resume(self) -> None:
+        if self.options.state is None:
+            return
+        state = load_state(self.options.state, self.identity)
+        if state is None:
+            return
+        self.fit.load_state_dict(state.fit)
+        self.best = Best(**state.best) if state.best else None
+        self.spent = state.seconds
+        if self.options.minutes is not None:
+            self.fit.total_steps = state.total_steps
+
+    def _save_state(self) -> None:
+        if self.options.state is None:
+            return
+        best = self.loop.best
+        seconds = self.spent + time.monotonic() - self.started
+        state = State(
+            self.identity,
+            self.fit.state_dict(),
+            vars(best) if best else None,
+            self.fit.total_steps,
+            seconds,
+        )
+        save_state(self.options.state, state)
+
+    def _save_weights(self) -> None:
+        options, best = self.options, self.loop.best
+        origin = Origin(
+            name=options.name or options.weights.stem,
+            skeleton=self.pack.info.skeleton,
+            box_factor=self.recipe.box_factor,
+            training_data=f"{self.pack.info.source} ({self.pack.info.digest})",
+            licence=options.licence,
+        )
+        config = self.fit.model.config
+        save_result(options.weights, config, best, self.fit.ema.state_dict(), origin)
+        pck = f", PCK {best.pck:.2f} on the tuning split at epoch {best.epoch}" if best else ""
+        print(f"{options.weights}: {self.fit.step_number} steps{pck}", flush=True)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        """To the log and to whoever watches."""
+        record["seconds"] = round(self.spent + time.monotonic() - self.started, 2)
+        try:
+            with self.log.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise ConfigError(f"--log {self.log}: cannot be written ({error})") from error
+        print(_LINES[record["kind"]](record), flush=True)
+
+
+def _first(options: argparse.Namespace, recipe: Recipe, pack: Pack) -> Cpm:
+    given = load_weights(options.start_from) if options.start_from else None
+    config = flags.network(options, recipe, len(pack.info.skeleton))
+    return first_network(config, pack.info.skeleton, options.seed, options.trunk, given)
+
+
+def _fit(model: Cpm, recipe: Recipe, options: argparse.Namespace, device: torch.device) -> Fit:
+    freeze(model, recipe)
+    plain = options.memory_format == "contiguous"
+    layout = torch.contiguous_format if plain else torch.channels_last
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    network = torch.compile(model, dynamic=False) if options.compile else None
+    return Fit(model, recipe, 0, network)  # type: ignore[arg-type]
+
+
+def _device(name: str) -> torch.device:
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ConfigError("--device cuda: this machine has no GPU that PyTorch can use")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and there) else "cpu")
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _identity(recipe: Recipe, pack: Pack, model: Cpm) -> dict[str, str]:
+    """Which run it is, by the names of its settings."""
+    settings = {k: str(v) for k, v in recipe.to_dict().items() if k != "epochs"}
+    weights = hashlib.sha256()
+    for value in model.state_dict().values():
+        weights.update(value.contiguous().numpy().tobytes())
+    samples = hashlib.sha256(pack.data.tobytes() + pack.keypoints.tobytes() + pack.box.tobytes())
+    return {
+        **settings,
+        "network": str(model.config),
+        "first weights": weights.hexdigest(),
+        "pack": samples.hexdigest(),
+    }
+
+
+def _start_line(record: dict[str, Any]) -> str:
+    step = f"from step {record['step']:,} on, " if record["step"] else ""
+    return (
+        f"{record['device']}: {record['samples']:,} samples to train on, "
+        f"{record['tuning_samples']:,} for tuning; {step}{record['steps']:,} steps of "
+        f"{record['steps_per_epoch']:,} an epoch; ready after {record['seconds_to_start']:.1f} s"
+    )
+
+
+def _progress_line(record: dict[str, Any]) -> str:
+    losses = " ".join(f"{loss:.4g}" for loss in record["loss"])
+    return (
+        f"epoch {record['epoch']:.2f}, {record['size']} px, loss {losses}, "
+        f"{record['samples_per_second']:,.0f} samples/s, waiting {record['wait_share']:.1%}, "
+        f"{record['seconds_left'] / 60:.1f} min left"
+    )
+
+
+def _tune_line(record: dict[str, Any]) -> str:
+    by_stage = " ".join(f"{pck:.2f}" for pck in record["tune_pck"]) or "of nothing"
+    return f"epoch {record['epoch']:.2f}, {record['size']} px, tuning PCK@0.2 {by_stage}"
+
+
+_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "start": _start_line,
+    "progress": _progress_line,
+    "tune": _tune_line,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

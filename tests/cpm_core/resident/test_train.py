@@ -1,0 +1,230 @@
+"""`python -m cpm_core.resident.train` from end to end, on drawn figures."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import cpm_core
+from cpm_core.config import preset
+from cpm_core.model import Cpm
+from cpm_core.recipe import RECIPES, Phase, Recipe
+from cpm_core.resident import options as flags
+from cpm_core.resident.loop import Loop
+from cpm_core.resident.pack import write_pack
+from cpm_core.resident.plan import Plan
+from cpm_core.resident.train import Run, main
+from cpm_core.weights import load_weights
+from tests.cpm_core.resident.packs import figures_pack
+
+SMALL = ["--stages", "1", "--size", "64", "--batch-size", "3", "--threads", "1", "--device", "cpu"]
+STILL = ["--augment-rotation", "5", "--augment-color", "0", "--no-augment-flip"]
+QUICK = ["--warmup-steps", "3", "--trunk-learning-rate", "2e-3", "--freeze-blocks", "0"]
+QUICK += ["--label-sigma", "1.5", "1.5"]
+
+
+@pytest.fixture
+def pack(figures, tmp_path):
+    path = tmp_path / "pack.safetensors"
+    write_pack(path, figures_pack(figures))
+    return str(path)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_loss_falls_and_the_best_weights_are_written(pack, tmp_path, capsys):
+    out = tmp_path / "net.safetensors"
+    options = [
+        "--epochs",
+        "16",
+        "--tunes",
+        "4",
+        "--ema-decay",
+        "0.5",
+        "--label-sigma",
+        "1.5",
+        "1.5",
+    ]
+    given = [pack, str(out), *SMALL, *STILL, *QUICK, *options, "--licence", "CC0"]
+    assert main(given) == 0
+    log = lines(tmp_path / "net.jsonl")
+    losses = [record["loss"][0] for record in log if record["kind"] == "progress"]
+    assert losses[-1] < 0.75 * losses[0]
+    tunes = [record["tune_pck"] for record in log if record["kind"] == "tune"]
+    assert len(tunes) == 4
+    weights = load_weights(out)
+    assert weights.info.metrics == {"tune_pck_stage_1": max(tune[0] for tune in tunes)}
+    assert (weights.info.name, weights.info.licence) == ("net", "CC0")
+    assert weights.info.training_data == "test (digest)"
+    assert weights.info.config.input_size == 64
+    progress = next(record for record in log if record["kind"] == "progress")
+    assert 0 < progress["wait_share"] < 1
+    assert progress["samples_per_second"] > 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("CPU: 6 samples to train on, 2 for tuning; 32 steps of 2 an epoch")
+    assert any("px, loss" in line and "min left" in line for line in said)
+    assert said[-1].startswith(f"{out}: 32 steps, PCK")
+
+
+def stopped_after(monkeypatch, steps):
+    """Runs stop after so many steps, as by Ctrl-C."""
+    step = Loop._step
+
+    def counted(loop):
+        step(loop)
+        if loop.fit.step_number == steps:
+            loop.stopping.set()
+
+    monkeypatch.setattr(Loop, "_step", counted)
+
+
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(pack, tmp_path, monkeypatch):
+    """In the middle of an epoch, and with the best weights so far."""
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    options = [*SMALL, "--epochs", "4", "--tunes", "4", "--augment-erase", "0.5"]
+    state = ["--state", str(tmp_path / "parts.state")]
+    assert main([pack, str(whole), *options, "--state", str(tmp_path / "whole.state")]) == 0
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 3)
+        assert main([pack, str(parts), *options, *state]) == 130
+        assert load_weights(parts).info.metrics.keys() == {"tune_pck_stage_1"}
+    assert main([pack, str(parts), *options, *state]) == 0
+    log = lines(tmp_path / "parts.jsonl")
+    assert [r["step"] for r in log if r["kind"] == "start"] == [0, 3]
+    one, other = (
+        torch.load(tmp_path / f"{n}.state", weights_only=True) for n in ("whole", "parts")
+    )
+    for name in ("model", "ema"):
+        for key, value in one["fit"][name].items():
+            assert torch.equal(value, other["fit"][name][key]), key
+    assert one["best"]["by_stage"] == other["best"]["by_stage"]
+    weights = [load_weights(path).tensors for path in (whole, parts)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_a_complete_run_is_not_trained_again(pack, tmp_path):
+    given = [pack, str(tmp_path / "n.safetensors"), *SMALL, "--epochs", "1"]
+    given += ["--state", str(tmp_path / "n.state")]
+    assert main(given) == main(given) == 0
+    log = lines(tmp_path / "n.jsonl")
+    assert [r["step"] for r in log if r["kind"] == "start"] == [0, 2]
+    assert sum(r["kind"] == "tune" for r in log) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_weights_and_a_state(pack, tmp_path, number):
+    out, state = tmp_path / "net.safetensors", tmp_path / "net.state"
+    command = [sys.executable, "-m", "cpm_core.resident.train", pack, str(out), *SMALL]
+    command += ["--epochs", "100000", "--state", str(state), "--tunes", "1"]
+    root = str(Path(cpm_core.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline().startswith("CPU: 6 samples")
+        process.send_signal(number)
+        said = process.stdout.read()
+    assert process.returncode == 130
+    assert f"{out}: " in said
+    assert load_weights(out).info.config.stages == 1
+    assert state.exists()
+
+
+def test_no_training_writes_the_weights_it_would_start_from(pack, tmp_path):
+    out = tmp_path / "first.safetensors"
+    assert main([pack, str(out), *SMALL, "--epochs", "0", "--start-from", "cpm-lite"]) == 0
+    given, written = load_weights("cpm-lite").tensors, load_weights(out).tensors
+    name = "shared.blocks.3.layers.0.0.weight"
+    assert torch.equal(written[name], given[name])
+
+
+def test_minutes_are_kept(pack, tmp_path):
+    """The schedule ends when the time does, however fast steps are."""
+    given = [pack, str(tmp_path / "n.safetensors"), *SMALL, "--minutes", "0.15", "--tunes", "3"]
+    assert main(given) == 0
+    log = lines(tmp_path / "n.jsonl")
+    assert log[-1]["seconds"] < 11
+    rates = [r["learning_rate"] for r in log if r["kind"] == "progress"]
+    assert rates[-1] < 0.1 * max(rates) or len(rates) == 1
+    assert log[0]["steps"] > 0
+
+
+def test_how_many_steps_fit():
+    recipe = Recipe(phases=(Phase(0, 64), Phase(0.5, 128)))
+    plan = Plan(recipe, {64: 0.1, 128: 0.3}, tune_s=1.0, tunes=10)
+    # 3 s to write the weights and 10 s of looks leave 200 s for steps of 0.2 s.
+    assert plan.steps_left(0, 213) == 1000
+    assert plan.steps_left(0.5, 3 + 5 + 300) == 1000
+    plan.learn(128, 0.6)
+    assert plan.steps_left(0.5, 3 + 5 + 300) == 500
+    assert plan.steps_left(0.9, 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--batch-size", "7"], "6 samples to train on are too few for one batch"),
+        (["--batch-size", "0"], "--batch-size 0: choose 1 to"),
+        (["--phases", "0.5:64"], "--phases: the first phase starts at 0"),
+        (["--phases", "64"], "--phases: expected SHARE:PIXELS"),
+        (["--size", "100"], "--size: input_size is 100; it must be a multiple of 32"),
+        (["--preset", "cpm-vgg", "--freeze-blocks", "1"], "--freeze-blocks goes with"),
+        (["--augment-scale", "2", "1"], "--augment-scale: give least and largest"),
+        (["--label-sigma", "0", "1"], "--label-sigma: give two factors"),
+        (["--start-from", "nothing"], "no weights 'nothing'"),
+        (["--trunk", "nothing.pth"], "nothing.pth: cannot be read"),
+        (["--state", "{folder}/state", "--batch-size", "3"], "--state .*: no state of a run"),
+    ],
+)
+def test_wrong_settings_are_told(pack, tmp_path, capsys, given, message):
+    (tmp_path / "state").write_bytes(b"no state")
+    given = [text.format(folder=tmp_path) for text in given]
+    small = [] if {"--size", "--phases"} & set(given) else ["--size", "64"]
+    wrong = [pack, str(tmp_path / "n.safetensors"), "--epochs", "1", *small, *given]
+    assert main([*wrong, "--device", "cpu", "--threads", "1"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "n.safetensors").exists()
+
+
+def test_another_runs_state_is_refused(pack, tmp_path, capsys):
+    given = [pack, str(tmp_path / "n.safetensors"), *SMALL, "--epochs", "1"]
+    given += ["--state", str(tmp_path / "n.state")]
+    assert main(given) == 0
+    assert main([*given, "--learning-rate", "1e-4", "--seed", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "is of a run with another first weights, learning_rate, seed; give the settings" in said
+
+
+def test_flags_and_presets_give_the_same_recipes():
+    """The defaults are those of `posemill train`."""
+    for name, recipe in RECIPES.items():
+        options = flags.parser().parse_args(
+            ["p", "w.safetensors", "--epochs", "12", "--preset", name]
+        )
+        assert flags.recipe(options) == recipe
+
+
+def test_vgg_trains_with_adamw(pack, tmp_path):
+    given = ["--preset", "cpm-vgg", "--optimizer", "adamw", "--loss", "peaked", "--epochs", "1"]
+    given += ["--tunes", "1", "--trunk-learning-rate", "1e-5"]
+    options = flags.parser().parse_args([pack, str(tmp_path / "v.safetensors"), *SMALL, *given])
+    run = Run(options, threading.Event())
+    assert isinstance(run.fit.optimizer, torch.optim.AdamW)
+    assert run.fit.model.config == preset("cpm-vgg", stages=1).at_size(64)
+    assert isinstance(run.fit.model, Cpm)
+
+
+def test_it_needs_neither_ray_nor_pyarrow():
+    code = "import sys, cpm_core.resident.train; "
+    code += "print({'ray', 'pyarrow', 'pydantic', 'pipeline', 'openvino'} & set(sys.modules))"
+    root = Path(cpm_core.__file__).parents[1]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "set()"
