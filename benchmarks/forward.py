@@ -2,7 +2,8 @@
 onnxruntime and OpenVINO.
 
     python -m benchmarks.forward [--presets cpm-lite cpm cpm-vgg] [--batches 1 4 16 64]
-    python -m benchmarks.forward --device cuda --batches 1 8 32 64 128     # on a machine with a GPU
+
+All of it on CPUs; `python -m benchmarks.gpu` is for a GPU.
 
 "ours" is the estimator from uint8 crops to keypoints, with random weights but for `cpm-lite`;
 "our-network" and the peers go from uint8 crops to belief maps. The peak is what a product of two
@@ -22,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,31 +32,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.peers.onnx_threads import LastStage, export
+from benchmarks.networks import CPU, error_of, exact_maps, noise, peak, seconds_per_call, weights_of
+from benchmarks.peers.onnx_threads import export
 from cpm_core import cpu
 from cpm_core.analysis import multiply_adds
-from cpm_core.config import preset
 from cpm_core.estimator import Estimator
 from cpm_core.model import Cpm
-from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import Weights, WeightsInfo, load_weights
+from cpm_core.weights import Weights
 
-_MATRIX = 4096
 _SECONDS = 2.0
-_ENGINES = {
-    "cpu": (
-        "ours fp32",
-        "ours bf16",
-        "our-network fp32",
-        "our-network bf16",
-        "PyTorch fp32",
-        "PyTorch bf16",
-        "onnxruntime fp32",
-        "OpenVINO fp32",
-        "OpenVINO bf16",
-    ),
-    "cuda": ("ours bf16", "ours fp32"),
-}
+_ENGINES = (
+    "ours fp32",
+    "ours bf16",
+    "our-network fp32",
+    "our-network bf16",
+    "PyTorch fp32",
+    "PyTorch bf16",
+    "onnxruntime fp32",
+    "OpenVINO fp32",
+    "OpenVINO bf16",
+)
 Maps = NDArray[np.float32]
 
 
@@ -66,7 +61,6 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["cpm-lite", "cpm-vgg", "cpm"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--engines", nargs="+", help="such as 'ours fp32' 'onnxruntime fp32'")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -85,16 +79,15 @@ def main() -> None:
 def all_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every engine on every preset, each round in turn."""
     rows = []
-    engines = options.engines or engines_of(options.device)
+    chosen = options.engines or engines()
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     with tempfile.TemporaryDirectory(prefix="posemill-forward-") as folder:
         for name in options.presets:
             found: dict[str, list[dict[str, Any]]] = {}
             for _ in range(options.rounds):
-                for engine in engines:
+                for engine in chosen:
                     command = [sys.executable, "-m", "benchmarks.forward", "--one"]
-                    command += [f"{engine}|{name}|{folder}", "--device", options.device]
-                    command += ["--threads", str(options.threads)]
+                    command += [f"{engine}|{name}|{folder}", "--threads", str(options.threads)]
                     command += ["--batches", *map(str, options.batches)]
                     output = subprocess.check_output(command, env=environment, text=True)
                     found.setdefault(engine, []).append(json.loads(output.splitlines()[-1]))
@@ -104,14 +97,13 @@ def all_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def engines_of(device: str) -> list[str]:
+def engines() -> list[str]:
     """Those worth measuring: without instructions for bf16, a CPU takes minutes for the product of
     two matrices alone."""
-    engines = _ENGINES[device]
-    if device == "cuda" or cpu.has_bf16():
-        return list(engines)
+    if cpu.has_bf16():
+        return list(_ENGINES)
     print("no bf16: this CPU has no instructions for it", file=sys.stderr)
-    return [engine for engine in engines if not engine.endswith("bf16")]
+    return [engine for engine in _ENGINES if not engine.endswith("bf16")]
 
 
 def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -127,44 +119,30 @@ def measure(engine: str, name: str, folder: Path, options: argparse.Namespace) -
     torch.manual_seed(0)
     weights = weights_of(name)
     size = weights.info.config.input_size
-    largest = max(options.batches)
-    crops = np.random.default_rng(0).integers(0, 256, (largest, size, size, 3), np.uint8)
+    crops = noise(max(options.batches), size)
     kind, precision = engine.split()
     run, maps = MAKERS[kind](weights, precision, folder, options)
-    error = error_of(maps(crops[:1]), weights, crops[:1])
+    error = error_of(maps(crops[:1]), exact_maps(weights, crops[:1]))
     rates = {str(batch): _rate(run, crops[:batch]) for batch in options.batches}
-    memory = torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else None
     return {
         "rates": rates,
         "flop": 2 * multiply_adds(Cpm(weights.info.config)),
-        "peak": peak(precision, options.device),
+        "peak": peak(precision, CPU),
         "error": error,
-        "memory_mib": memory,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
+        "device": platform.machine(),
     }
-
-
-def weights_of(name: str) -> Weights:
-    """The shipped ones, or random ones of a preset that none are shipped of."""
-    if name == "cpm-lite":
-        return load_weights(name)
-    model = Cpm(preset(name)).eval()
-    info = WeightsInfo(name, preset(name), load_skeleton("lsp14"))
-    return Weights(info, dict(model.state_dict()), "")
 
 
 Engine = tuple[Callable[[NDArray[np.uint8]], object], Callable[[NDArray[np.uint8]], Maps]]
 
 
 def _ours(weights: Weights, precision: str, _: Path, options: argparse.Namespace) -> Engine:
-    estimator = Estimator(weights, options.device, precision)  # type: ignore[arg-type]
-    if options.device == "cuda":
-        estimator.largest_batch = max(options.batches)
+    estimator = Estimator(weights, "cpu", precision)  # type: ignore[arg-type]
 
     def maps(crops: NDArray[np.uint8]) -> Maps:
         with torch.inference_mode():
-            images = torch.from_numpy(crops).to(estimator.device)[:, None]
-            found: Maps = estimator._belief(images, every_stage=False)[-1].cpu().numpy()
+            images = torch.from_numpy(crops)[:, None]
+            found: Maps = estimator._belief(images, every_stage=False)[-1].numpy()
             return found
 
     return lambda crops: estimator.estimate_crops(crops[:, None]), maps
@@ -237,43 +215,8 @@ MAKERS = {
 }
 
 
-def error_of(maps: Maps, weights: Weights, crops: NDArray[np.uint8]) -> float:
-    """Largest distance of maps (N, K + 1, H, W) from those in fp64, as a part of their largest."""
-    model = weights.model().double()
-    with torch.inference_mode():
-        exact = LastStage(model)(torch.from_numpy(crops).double()).numpy()
-    return float(np.abs(maps - exact).max() / np.abs(exact).max())
-
-
-def peak(precision: str, device: str) -> float:
-    """GFLOP/s of a product of two matrices."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    a = torch.rand((_MATRIX, _MATRIX), device=device).to(kind)
-    b = torch.rand((_MATRIX, _MATRIX), device=device).to(kind)
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-    def product() -> None:
-        torch.mm(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    product()
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - started)
-    return 2 * _MATRIX**3 / min(times) / 1e9
-
-
 def _rate(run: Callable[[NDArray[np.uint8]], object], crops: NDArray[np.uint8]) -> float:
-    run(crops)
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < _SECONDS:
-        started = time.perf_counter()
-        run(crops)
-        times.append(time.perf_counter() - started)
-    return len(crops) / statistics.median(times)
+    return len(crops) / seconds_per_call(lambda: run(crops), _SECONDS)
 
 
 def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:

@@ -31,7 +31,8 @@ log = logging.getLogger("posemill")
 RELEASE_SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 """The scales at which the original release looks at every person."""
 
-_GPU_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+_GPU_BATCHES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+_GPU_BATCH = 64
 
 
 def load(
@@ -82,7 +83,7 @@ class Estimator(KeypointEstimator):
         self.flip = flip
         self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
         is_light = self.info.config.trunk == "lite"
-        self.largest_batch = CPU_BATCHES[self.info.config.trunk] if on_cpu else _GPU_BATCHES[0]
+        self.largest_batch = CPU_BATCHES[self.info.config.trunk] if on_cpu else _GPU_BATCH
         model = fold_batch_norm(weights.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: Network = model

@@ -21,6 +21,7 @@ MODULES = [
     "curves",
     "depthwise",
     "forward",
+    "gpu",
     "memory",
     "simulate",
     "throughput",

@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cpm_core.augment import Augmentation
 from cpm_core.config import PRESETS, CpmConfig, preset
 from cpm_core.errors import ConfigError
 from cpm_core.losses import LOSSES
 from cpm_core.recipe import RECIPES, Phase, Recipe, parse_phases
+
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 _RECIPE_FLAGS: dict[str, dict[str, Any]] = {
     "batch_size": {"type": int, "help": "samples per step"},
@@ -101,7 +105,12 @@ def _add_run(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     flags.add_argument("--threads", type=int, help="CPU threads (default: all)")
     flags.add_argument("--compile", action="store_true", help="torch.compile the network")
-    flags.add_argument("--memory-format", choices=("channels_last", "contiguous"))
+    flags.add_argument(
+        "--memory-format",
+        choices=("auto", *LAYOUTS),
+        default="auto",
+        help="of the network; auto tries both on GPUs, as depthwise layers may like either",
+    )
 
 
 def recipe(options: argparse.Namespace) -> Recipe:

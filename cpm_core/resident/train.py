@@ -27,7 +27,7 @@ from cpm_core.resident import options as flags
 from cpm_core.resident.feed import Feed
 from cpm_core.resident.loop import Loop
 from cpm_core.resident.pack import Pack, read_pack
-from cpm_core.resident.plan import rehearsed
+from cpm_core.resident.plan import quickest_layout, rehearsed
 from cpm_core.resident.state import State, load_state, save_state
 from cpm_core.result import Best, Origin, save_result
 from cpm_core.start import first_network
@@ -65,10 +65,10 @@ class Run:
         cv2.setNumThreads(1)
         torch.backends.cudnn.benchmark = True
         self.pack = read_pack(options.pack)
-        model = _first(options, self.recipe, self.pack)
+        model = first_network_of(options, self.recipe, self.pack)
         self.identity = _identity(self.recipe, self.pack, model)
         self.feed = Feed(self.pack, self.recipe, self.device, threads)
-        self.fit = _fit(model, self.recipe, options, self.device)
+        self.fit = made_fit(model, options, self.feed)
         self.fit.total_steps = self.recipe.epochs * self.feed.steps_per_epoch
         self.best: Best | None = None
         self.log = options.log or options.weights.with_suffix(".jsonl")
@@ -165,19 +165,22 @@ class Run:
         print(_LINES[record["kind"]](record), flush=True)
 
 
-def _first(options: argparse.Namespace, recipe: Recipe, pack: Pack) -> Cpm:
+def first_network_of(options: argparse.Namespace, recipe: Recipe, pack: Pack) -> Cpm:
+    """The network that the options start from, on the host. Raises CpmError."""
     given = load_weights(options.start_from) if options.start_from else None
     config = flags.network(options, recipe, len(pack.info.skeleton))
     return first_network(config, pack.info.skeleton, options.seed, options.trunk, given)
 
 
-def _fit(model: Cpm, recipe: Recipe, options: argparse.Namespace, device: torch.device) -> Fit:
-    freeze(model, recipe)
-    plain = options.memory_format == "contiguous"
-    layout = torch.contiguous_format if plain else torch.channels_last
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+def made_fit(model: Cpm, options: argparse.Namespace, feed: Feed) -> Fit:
+    """The network on its device, ready for the first step; how many there are is yet to be said."""
+    freeze(model, feed.recipe)
+    name = options.memory_format
+    if name == "auto":
+        name = quickest_layout(feed, model) if feed.device.type == "cuda" else "channels_last"
+    model.to(feed.device, memory_format=flags.LAYOUTS[name])  # type: ignore[call-overload]
     network = torch.compile(model, dynamic=False) if options.compile else None
-    return Fit(model, recipe, 0, network)  # type: ignore[arg-type]
+    return Fit(model, feed.recipe, 0, network)  # type: ignore[arg-type]
 
 
 def _device(name: str) -> torch.device:

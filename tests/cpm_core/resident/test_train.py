@@ -17,9 +17,10 @@ from cpm_core.config import preset
 from cpm_core.model import Cpm
 from cpm_core.recipe import RECIPES, Phase, Recipe
 from cpm_core.resident import options as flags
+from cpm_core.resident import plan
+from cpm_core.resident.feed import Feed
 from cpm_core.resident.loop import Loop
 from cpm_core.resident.pack import write_pack
-from cpm_core.resident.plan import Plan
 from cpm_core.resident.train import Run, main
 from cpm_core.weights import load_weights
 from tests.cpm_core.resident.packs import figures_pack
@@ -156,15 +157,25 @@ def test_minutes_are_kept(pack, tmp_path):
     assert log[0]["steps"] > 0
 
 
+def test_trying_layouts_changes_nothing(figures, monkeypatch):
+    monkeypatch.setattr(plan, "_MEASURED_S", 0.01)
+    recipe = Recipe(phases=(Phase(0, 64),), batch_size=2)
+    feed = Feed(figures_pack(figures), recipe, torch.device("cpu"))
+    model = Cpm(preset("cpm-lite", stages=1, input_size=64))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert plan.quickest_layout(feed, model) in flags.LAYOUTS
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_how_many_steps_fit():
     recipe = Recipe(phases=(Phase(0, 64), Phase(0.5, 128)))
-    plan = Plan(recipe, {64: 0.1, 128: 0.3}, tune_s=1.0, tunes=10)
+    made = plan.Plan(recipe, {64: 0.1, 128: 0.3}, tune_s=1.0, tunes=10)
     # 3 s to write the weights and 10 s of looks leave 200 s for steps of 0.2 s.
-    assert plan.steps_left(0, 213) == 1000
-    assert plan.steps_left(0.5, 3 + 5 + 300) == 1000
-    plan.learn(128, 0.6)
-    assert plan.steps_left(0.5, 3 + 5 + 300) == 500
-    assert plan.steps_left(0.9, 2) == 1
+    assert made.steps_left(0, 213) == 1000
+    assert made.steps_left(0.5, 3 + 5 + 300) == 1000
+    made.learn(128, 0.6)
+    assert made.steps_left(0.5, 3 + 5 + 300) == 500
+    assert made.steps_left(0.9, 2) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,213 @@
+"""All that is worth knowing of a GPU, in one call: crops/s of every network, training, memory.
+
+    python -m benchmarks.gpu [--seconds 240] [--pack pack.safetensors] [--json gpu.json]
+
+"ours" is the estimator from uint8 crops in the host's memory to keypoints, as `annotate` uses it;
+all other lines are the network alone, from crops on the device to belief maps of the last stage, in
+the estimator's bf16 where nothing else is said. `benchmarks.gpu_variants` says what they are.
+Weights are random but for `cpm-lite`. The share is that of a bf16 product of two matrices of 8192
+on the same device. Error is the largest distance of the maps from those in fp64, as a part of their
+largest value. What fails is told and does not end it; what does not fit into the time is told, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_report import report
+from benchmarks.gpu_variants import COMPILED, VARIANTS, Bench, device_named
+from benchmarks.networks import peak
+from cpm_core.errors import CpmError
+
+_PEAKS = {"cuda": ("bf16", "fp32"), "cpu": ("fp32",)}
+_PEAK_SIDE = {"cuda": 8192, "cpu": 1024}
+_LEAST_S = {"cuda": 2.0, "cpu": 0.0}
+"""What must be left of the time to begin with one more figure."""
+_TRAINING = (
+    ("cpm-lite", 192, 128, ""),
+    ("cpm-lite", 256, 128, "--memory-format channels_last"),
+    ("cpm-lite", 256, 128, "--memory-format contiguous"),
+    ("cpm-vgg", 368, 32, ""),
+)
+_COMPILED_TRAINING = (("cpm-lite", 256, 128, "--compile"),)
+"""Preset, crop size in pixels, batch, flags of `cpm_core.resident.train`."""
+
+Row = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print; or, as a child, compile and measure one network."""
+    options = _parser().parse_args(arguments)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    bench = Bench(device_named(options.device), options.each)
+    if options.one:
+        method, *given = json.loads(options.one)
+        print(json.dumps(_guarded(lambda: getattr(bench, method)(*given))))
+        return
+    found = Session(options, bench).run()
+    print(report(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--presets", nargs="+", default=["cpm-lite", "cpm-vgg", "cpm"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256])
+    parser.add_argument("--variants", nargs="+", choices=(*VARIANTS, COMPILED))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seconds", type=float, default=240, help="all that it may take")
+    parser.add_argument("--each", type=float, default=0.3, help="seconds of measuring per figure")
+    parser.add_argument("--pack", type=Path, help="samples to train on (`python -m pipeline.pack`)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser
+
+
+class Session:
+    """Everything in the order of its worth, while there is time."""
+
+    def __init__(self, options: argparse.Namespace, bench: Bench) -> None:
+        self.options, self.bench = options, bench
+        self.started = time.monotonic()
+        self.rows: list[Row] = []
+        self.dropped: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        """All figures, and what they are of."""
+        bench, kind = self.bench, self.bench.device.type
+        peaks = {p: peak(p, bench.device, _PEAK_SIDE[kind]) for p in _PEAKS[kind]}
+        chosen = self.options.variants or [v for v in VARIANTS if bench.device.type in VARIANTS[v]]
+        for variant in chosen:
+            if variant == COMPILED:
+                continue
+            for preset in self.options.presets:
+                self._network(preset, variant)
+        self._figure("person-net", {"kind": "person-net"}, bench.person_net)
+        for case in _TRAINING:
+            self._train(case, self.bench.training)
+        if COMPILED in chosen or (not self.options.variants and kind == "cuda"):
+            for preset in self.options.presets:
+                self._compiled(preset)
+            for case in _COMPILED_TRAINING:
+                self._train(case, partial(self._by_child, "training"))
+        return {
+            "device": _device_name(bench.device),
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "batches": self.options.batches,
+            "peak_tflops": {name: value / 1e3 for name, value in peaks.items()},
+            "seconds": time.monotonic() - self.started,
+            "rows": self.rows,
+            "dropped": self.dropped,
+        }
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.options.seconds - (time.monotonic() - self.started)
+
+    def _network(self, preset: str, variant: str) -> None:
+        """Every batch; after one that fails, larger ones are not tried."""
+        for batch in self.options.batches:
+            what = {"kind": "network", "preset": preset, "variant": variant, "batch": batch}
+            name = f"{preset} {variant} from batch {batch} on"
+            row = self._figure(name, what, partial(self.bench.network, preset, variant, batch))
+            if row is None or "error" in row:
+                return
+
+    def _train(self, case: tuple[str, int, int, str], measure: Callable[..., Row]) -> None:
+        preset, size, batch, flag = case
+        if self.options.pack is not None and preset in self.options.presets:
+            what = {"kind": "training", "preset": preset, "size": size, "batch": batch}
+            name = f"training {preset} at {size} px {flag}".strip()
+            measure = partial(measure, str(self.options.pack), *case)
+            self._figure(name, what | {"flags": flag}, measure)
+
+    def _compiled(self, preset: str) -> None:
+        batch = self._best_batch(preset)
+        what = {"kind": "network", "preset": preset, "variant": COMPILED, "batch": batch}
+        self._figure(f"{preset} {COMPILED}", what, partial(self._by_child, COMPILED, preset, batch))
+
+    def _by_child(self, method: str, *given: str | int) -> Row:
+        """A method of `Bench` in a process of its own, which can be ended: to compile may take
+        minutes."""
+        command = [sys.executable, "-m", "benchmarks.gpu", "--device", self.bench.device.type]
+        command += ["--each", str(self.options.each), "--one", json.dumps([method, *given])]
+        return _in_time(command, self.left - 2)
+
+    def _best_batch(self, preset: str) -> int:
+        rows = [r for r in self.rows if r.get("preset") == preset and r.get("variant") == "network"]
+        rated = [r for r in rows if "rate" in r] or [{"batch": self.options.batches[0], "rate": 0}]
+        return int(max(rated, key=lambda row: row["rate"])["batch"])
+
+    def _figure(self, name: str, what: Row, measure: Callable[[], Row]) -> Row | None:
+        """Measure and keep; None where there is no time for it."""
+        if self.left < _LEAST_S[self.bench.device.type] or self.left <= 0:
+            self.dropped.append(name)
+            return None
+        row = what | _guarded(measure)
+        self.rows.append(row)
+        print(f"{self.options.seconds - self.left:.0f} s, {name}: {_said(row)}", file=sys.stderr)
+        return row
+
+
+def _said(row: Row) -> str:
+    return row.get("error") or f"{row['rate']:,.1f}/s"
+
+
+def _guarded(measure: Callable[[], Row]) -> Row:
+    """What was measured, or why it was not. What CUDA and the compiler raise are RuntimeErrors."""
+    try:
+        return measure()
+    except (RuntimeError, CpmError, subprocess.SubprocessError, OSError, ValueError) as error:
+        words = str(error).strip().splitlines() or [""]
+        return {"error": f"{type(error).__name__}: {words[0]}"[:300]}
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _in_time(command: list[str], seconds: float) -> Row:
+    """What a child prints last; it and all of its own children end when the time is over."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        try:
+            out, err = child.communicate(timeout=max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            return {"error": f"not done after {seconds:.0f} s"}
+    if child.returncode or not out.strip():
+        raise RuntimeError((err.strip().splitlines() or ["the child failed"])[-1])
+    row: Row = json.loads(out.splitlines()[-1])
+    return row
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()})"
+
+
+if __name__ == "__main__":
+    main()
