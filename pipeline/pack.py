@@ -30,7 +30,7 @@ from cpm_core.resident.pack import (
     write_pack,
 )
 from pipeline.errors import PosemillError, UsageError
-from pipeline.packing import Packer, Packing, picture_key
+from pipeline.packing import FORMATS, KEEP, Packer, Packing, picture_key
 from pipeline.samples import SampleTable, decode_sample, iter_rows
 from pipeline.storage import StorageOptions
 
@@ -64,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reach", type=float, default=REACH, help="side of what is kept, in boxes' longer sides"
     )
-    parser.add_argument("--format", choices=("webp", "jpeg"), default="webp")
+    parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default=KEEP,
+        help="keep: JPEG and WebP stay as they are, where they are not cut or shrunk (webp)",
+    )
     parser.add_argument("--quality", type=int, default=90, help="of the encoder, 1 to 100")
     parser.add_argument(
         "--most-mib", type=float, help="largest file; the best quality that fits is looked for"
@@ -82,24 +87,39 @@ def pack(options: argparse.Namespace) -> None:
     table = SampleTable(options.table, StorageOptions(options.s3_endpoint))
     if not len(table.rows("train")):
         raise UsageError(f"{options.table}: no samples in the split 'train'")
-    packing = Packing(options.canvas, options.reach, options.format, options.quality)
-    if options.most_mib:
-        packing = replace(packing, quality=_fitting_quality(table, options, packing))
-    contents = _contents(table, options, packing)
-    while options.most_mib and bytes_of(contents) > options.most_mib * 2**20:
-        size = f"{bytes_of(contents) / 2**20:.1f} MiB at quality {packing.quality}"
-        if packing.quality <= _WORST:
-            raise UsageError(f"{size}, more than --most-mib allows; choose a smaller --canvas")
-        print(f"pack: {size}: once more, with less", file=sys.stderr)
-        packing = replace(packing, quality=max(_WORST, packing.quality - 2))
-        contents = _contents(table, options, packing)
+    contents, how = _packed(table, options)
     write_pack(options.pack, contents)
     size = options.pack.stat().st_size / 2**20
     counts = ", ".join(f"{name} {len(contents.rows(name)):,}" for name in contents.info.splits)
     print(
         f"{options.pack}: {len(contents.picture):,} samples ({counts}) of {len(contents.ends):,} "
-        f"pictures, {packing.kind} of quality {packing.quality}, {size:.1f} MiB"
+        f"pictures, {how}, {size:.1f} MiB"
     )
+
+
+def _packed(table: SampleTable, options: argparse.Namespace) -> tuple[Pack, str]:
+    """The contents, and how their pictures are encoded. Raises UsageError if they do not fit."""
+    most = options.most_mib * 2**20 if options.most_mib else float("inf")
+    packing = Packing(options.canvas, options.reach, options.format, options.quality)
+    if not options.most_mib or packing.kind == KEEP:
+        contents = _contents(table, options, packing)
+        if bytes_of(contents) <= most:
+            kept = "as they are, or webp" if packing.kind == KEEP else packing.kind
+            return contents, f"{kept} of quality {packing.quality}"
+        size = bytes_of(contents) / 2**20
+        print(f"pack: {size:.1f} MiB as they are; they are encoded anew, as webp", file=sys.stderr)
+        packing = replace(packing, kind="webp")
+    packing = replace(packing, quality=_fitting_quality(table, options, packing))
+    while bytes_of(contents := _contents(table, options, packing)) > most:
+        size = bytes_of(contents) / 2**20
+        if packing.quality <= _WORST:
+            raise UsageError(
+                f"{size:.1f} MiB at quality {packing.quality}, more than --most-mib "
+                f"{options.most_mib:g}; choose a smaller --canvas"
+            )
+        print(f"pack: {size:.1f} MiB at quality {packing.quality}: once more", file=sys.stderr)
+        packing = replace(packing, quality=max(_WORST, packing.quality - 2))
+    return contents, f"{packing.kind} of quality {packing.quality}"
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -110,6 +130,8 @@ def _check(options: argparse.Namespace) -> None:
     for name, low, high in (("reach", 0.5, 20), ("quality", 1, 100), ("threads", 1, 256)):
         if not low <= getattr(options, name) <= high:
             raise UsageError(f"--{name} {getattr(options, name)}: choose {low} to {high}")
+    if not cv2.haveImageWriter(f"picture{FORMATS[options.format][0]}"):
+        raise UsageError(f"--format {options.format}: this OpenCV cannot write it; choose webp")
     if options.most_mib is not None and options.most_mib <= 0:
         raise UsageError(f"--most-mib {options.most_mib}: choose more than 0")
 

@@ -25,7 +25,18 @@ _CHUNK = 64
 _REPORT_S = 5.0
 _BAD_SHARE = 0.05
 _BAD_AT_LEAST = 20
-_SUFFIX = {"webp": (".webp", cv2.IMWRITE_WEBP_QUALITY), "jpeg": (".jpg", cv2.IMWRITE_JPEG_QUALITY)}
+KEEP = "keep"
+FORMATS = {
+    KEEP: (".webp", cv2.IMWRITE_WEBP_QUALITY),
+    "webp": (".webp", cv2.IMWRITE_WEBP_QUALITY),
+    "avif": (".avif", cv2.IMWRITE_AVIF_QUALITY),
+    "jpeg": (".jpg", cv2.IMWRITE_JPEG_QUALITY),
+}
+"""How pictures are encoded. With `keep`, those that are compact and are neither cut nor shrunk stay
+as they are: what is compressed twice is worse than the size tells."""
+
+_COMPACT = (b"\xff\xd8", b"RIFF")
+"""How JPEG and WebP begin."""
 _NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 Array = NDArray[np.float64]
 
@@ -86,9 +97,20 @@ class Packing:
         size = (max(1, round(w / shrink)), max(1, round(h / shrink)))
         return Window((int(low[0]), int(low[1]), w, h), size)
 
+    def data(self, sample: Sample, window: Window, given: bytes | None) -> bytes:
+        """What the pack holds of a picture that came as the file `given`, if it came as one."""
+        height, width = sample.image.shape[:2]
+        is_whole = window == Window((0, 0, width, height), (width, height))
+        if self.kind == KEEP and is_whole and given and given.startswith(_COMPACT):
+            seen = cv2.imdecode(np.frombuffer(given, np.uint8), cv2.IMREAD_COLOR)
+            # Another decoder may see it otherwise, as one that ignores a colour profile.
+            if seen is not None and np.array_equal(seen[..., ::-1], sample.image):
+                return given
+        return self.encode(window.cut(sample.image))
+
     def encode(self, picture: NDArray[np.uint8]) -> bytes:
         """A canvas picture (H, W, 3), RGB, as a file."""
-        suffix, flag = _SUFFIX[self.kind]
+        suffix, flag = FORMATS[self.kind]
         done, data = cv2.imencode(suffix, picture[..., ::-1], [flag, self.quality])
         assert done, "OpenCV raises for what it cannot encode"
         return data.tobytes()
@@ -172,7 +194,7 @@ class Packer:
         except UsageError as error:
             named = str(error).startswith("sample ")
             return str(error) if named else f"sample {row['source']}: {error}"
-        return _Picture(window, self.packing.encode(window.cut(sample.image)))
+        return _Picture(window, self.packing.data(sample, window, row["image"]))
 
     def _judge(self, seen: int) -> None:
         if len(self.bad) >= _BAD_AT_LEAST and len(self.bad) > _BAD_SHARE * seen:

@@ -103,6 +103,22 @@ def test_the_best_quality_that_fits_is_found(tmp_path: Path) -> None:
     assert len(small.data) < 0.7 * len(large.data)
 
 
+@pytest.mark.parametrize(("suffix", "kept"), [(".jpg", True), (".webp", True), (".png", False)])
+def test_compact_pictures_stay_as_they_are(tmp_path: Path, suffix: str, kept: bool) -> None:
+    """Unless they are cut or shrunk; a PNG would be large."""
+    image = cv2.imdecode(np.frombuffer(smooth(200, 150), np.uint8), cv2.IMREAD_COLOR)
+    data = cv2.imencode(suffix, image)[1].tobytes()
+    whole = row(0, image=data, box=[60.0, 40, 90, 80])
+    part = row(1, image=data, box=[20.0, 20, 30, 30])
+    pack = packed(tmp_path, [whole, part])
+    assert (pack.encoded(0).tobytes() == data) == kept
+    assert pack.encoded(1).tobytes() != data
+    shrunk = packed(tmp_path, [whole], "--canvas", "100")
+    assert shrunk.sizes.tolist() == [[100, 75]]
+    anew = packed(tmp_path, [whole], "--format", "jpeg", "--quality", "50")
+    assert anew.encoded(0).tobytes() != data
+
+
 def test_bad_pictures_are_left_out_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
