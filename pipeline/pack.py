@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--most-mib", type=float, help="largest file; the best quality that fits is looked for"
     )
     parser.add_argument("--splits", nargs="+", default=["train", "tune"], help="which to take")
+    parser.add_argument("--most-samples", type=int, help="of each split: a small pack to try with")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--s3-endpoint", help="URL of an S3-compatible server")
     return parser
@@ -127,32 +129,39 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(
             f"--canvas {options.canvas}: choose a multiple of {CANVAS_MULTIPLE} from 16 to 4096"
         )
-    for name, low, high in (("reach", 0.5, 20), ("quality", 1, 100), ("threads", 1, 256)):
-        if not low <= getattr(options, name) <= high:
-            raise UsageError(f"--{name} {getattr(options, name)}: choose {low} to {high}")
+    ranges = (("reach", 0.5, 20), ("quality", 1, 100), ("threads", 1, 256))
+    for name, low, high in (*ranges, ("most_samples", 1, 10**9)):
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: choose {low} to {high}")
     if not cv2.haveImageWriter(f"picture{FORMATS[options.format][0]}"):
         raise UsageError(f"--format {options.format}: this OpenCV cannot write it; choose webp")
     if options.most_mib is not None and options.most_mib <= 0:
         raise UsageError(f"--most-mib {options.most_mib}: choose more than 0")
 
 
-def _rows(table: SampleTable, splits: list[str]) -> Rows:
-    return (row for name in splits for row in iter_rows(table, name))
+def _rows(table: SampleTable, options: argparse.Namespace) -> Rows:
+    return (
+        row
+        for name in options.splits
+        for row in islice(iter_rows(table, name), options.most_samples)
+    )
 
 
 def _contents(table: SampleTable, options: argparse.Namespace, packing: Packing) -> Pack:
-    total = sum(len(table.rows(name)) for name in options.splits)
+    counts = (len(table.rows(name)) for name in options.splits)
+    total = sum(min(count, options.most_samples or count) for count in counts)
     source = Path(options.table).name
     info = PackInfo(table.skeleton, options.canvas, tuple(options.splits), source, table.digest)
     with Packer(packing, table.options, options.threads, total) as packer:
-        return packer.pack(_rows(table, options.splits), info)
+        return packer.pack(_rows(table, options), info)
 
 
 def _fitting_quality(table: SampleTable, options: argparse.Namespace, packing: Packing) -> int:
     """The best quality at which all pictures should fit, as far as some of them can tell."""
     first: dict[bytes, int] = {}
     samples = 0
-    for row in _rows(table, options.splits):
+    for row in _rows(table, options):
         first.setdefault(picture_key(row), samples)
         samples += 1
     chosen = set(list(first.values())[:: max(1, len(first) // _TRIED)])
@@ -175,7 +184,7 @@ def _canvases(
     table: SampleTable, options: argparse.Namespace, packing: Packing, chosen: set[int]
 ) -> Iterator[NDArray[np.uint8]]:
     """Pictures of some rows as they would be packed."""
-    for place, row in enumerate(_rows(table, options.splits)):
+    for place, row in enumerate(_rows(table, options)):
         if place in chosen:
             try:
                 sample = decode_sample(row, table.options)

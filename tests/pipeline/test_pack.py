@@ -135,6 +135,7 @@ def test_bad_pictures_are_left_out_and_named(
     [
         ([row(0)], ["--canvas", "30"], "--canvas 30: choose a multiple of 4"),
         ([row(0)], ["--quality", "0"], "--quality 0: choose 1 to 100"),
+        ([row(0)], ["--most-samples", "0"], "--most-samples 0: choose 1 to"),
         ([row(0)], ["--most-mib", "-1"], "--most-mib -1"),
         ([row(0)], ["--most-mib", "0.001"], "choose a smaller --canvas"),
         ([row(0, "tune")], [], "no samples in the split 'train'"),
@@ -153,6 +154,12 @@ def test_what_cannot_be_packed_is_told(
     assert main([table, str(tmp_path / "pack.safetensors"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "pack.safetensors").exists()
+
+
+def test_a_few_of_each_split(tmp_path: Path) -> None:
+    rows = [row(i, "tune" if i % 3 == 0 else "train") for i in range(9)]
+    pack = packed(tmp_path, rows, "--most-samples", "2")
+    assert [len(pack.rows(name)) for name in ("train", "tune")] == [2, 2]
 
 
 def test_other_skeletons(tmp_path: Path) -> None:
