@@ -40,7 +40,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 network: the estimator's, called as it is. graph: replayed as a CUDA graph, without launches from
 the host. search: with cuDNN trying its algorithms first. bf16-weights: weights stored in bf16, so
-that autocast converts nothing. contiguous: not channels-last. fp32: without tf32.
+that autocast converts nothing. contiguous: not channels-last. fp32: without
+autocast; PyTorch lets cuDNN compute in tf32.
 """
 
 _PICTURES, _PICTURE_SHAPE = 32, (480, 640, 3)
@@ -67,13 +68,13 @@ class Bench:
 
     def network(self, preset: str, variant: str, batch: int) -> Row:
         """Crops per second. Raises RuntimeError for what does not work here."""
-        self._forget_peak()
+        self._begin(search=variant == "search")
         if variant == "ours":
             return self._ours(preset, batch)
         weights = weights_of(preset)
         size = weights.info.config.input_size
         forward = self._forward(weights.model(), variant)
-        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=variant == "search"):
+        with torch.inference_mode():
             images = self._images(batch, size)
             error = self._error(preset, forward(self._images(1, size)))
             call = _graphed(forward, images) if variant == "graph" else lambda: forward(images)
@@ -81,7 +82,7 @@ class Bench:
 
     def compiled(self, preset: str, batch: int) -> Row:
         """As `network`, by torch.compile; with the seconds that it took to compile."""
-        self._forget_peak()
+        self._begin()
         weights = weights_of(preset)
         size = weights.info.config.input_size
         plain = self._forward(weights.model(), "network")
@@ -97,7 +98,7 @@ class Bench:
 
     def person_net(self) -> Row:
         """Pictures of 640 x 480 per second, letterboxing on the host included."""
-        self._forget_peak()
+        self._begin()
         locator = PersonNetLocator(device=self.device.type)
         pictures = list(
             np.random.default_rng(0).integers(0, 256, (_PICTURES, *_PICTURE_SHAPE), np.uint8)
@@ -109,13 +110,12 @@ class Bench:
 
     def training(self, pack: str, preset: str, size: int, batch: int, flag: str = "") -> Row:
         """Samples per second of `cpm_core.resident.train`, and the share of time spent cutting."""
-        self._forget_peak()
+        self._begin(search=True)
         given = [pack, "unused.safetensors", "--epochs", "1", "--preset", preset]
         given += ["--size", str(size), "--batch-size", str(batch), *flag.split()]
         options = flags.parser().parse_args(given)
         recipe, samples = flags.recipe(options), read_pack(pack)
         feed = Feed(samples, recipe, self.device, torch.get_num_threads())
-        torch.backends.cudnn.benchmark = True
         fit = made_fit(first_network_of(options, recipe, samples), options, feed)
         fit.total_steps = feed.steps_per_epoch
         cutting, steps, started = Stopwatch(self.device), 0, 0.0
@@ -178,7 +178,9 @@ class Bench:
             "memory_mib": self._memory(),
         }
 
-    def _forget_peak(self) -> None:
+    def _begin(self, search: bool = False) -> None:
+        """Forget the peak of memory; let cuDNN search for algorithms or not."""
+        torch.backends.cudnn.benchmark = search
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from cpm_core.config import CpmConfig
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import Skeleton
-from cpm_core.info import WeightsInfo
 from cpm_core.weights import save_weights
 
 
