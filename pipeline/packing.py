@@ -122,6 +122,15 @@ class _Picture:
     data: bytes
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """A sample on its canvas, the place of its picture, that of its split."""
+
+    sample: Sample
+    picture: int
+    split: int
+
+
 class Packer:
     """Makes a pack out of rows; `total` is how many there are, for what is told on the way."""
 
@@ -129,6 +138,7 @@ class Packer:
         self.packing, self.options, self.total = packing, options, total
         self.pool = ThreadPoolExecutor(threads)
         self.bad: list[str] = []
+        self._started = self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -143,33 +153,21 @@ class Packer:
         """
         places: dict[bytes, int] = {}
         pictures: list[_Picture] = []
-        owners: list[int] = []
-        splits: list[int] = []
-        samples: list[Sample] = []
-        rows, seen, started = iter(rows), 0, time.monotonic()
-        told = started
+        packed: list[_Packed] = []
+        rows, seen = iter(rows), 0
         while chunk := list(islice(rows, _CHUNK)):
             for row, key, made in self._made(chunk, places):
                 if isinstance(made, _Picture):
                     places[key] = len(pictures)
                     pictures.append(made)
-                if isinstance(made, str) or key not in places:
-                    continue
-                picture = places[key]
-                samples.append(_on_canvas(sample_of(row, _NO_PICTURE), pictures[picture].window))
-                owners.append(picture)
-                splits.append(info.splits.index(row["split"]))
+                if key in places:
+                    window = pictures[places[key]].window
+                    sample = _on_canvas(sample_of(row, _NO_PICTURE), window)
+                    packed.append(_Packed(sample, places[key], info.splits.index(row["split"])))
             seen += len(chunk)
-            if time.monotonic() - told > _REPORT_S:
-                told = time.monotonic()
-                rate = seen / (told - started)
-                left = (self.total - seen) / rate
-                print(
-                    f"pack: {seen:,} of {self.total:,} samples, {rate:.0f}/s, {left:.0f} s left",
-                    file=sys.stderr,
-                )
-        self._judge(seen)
-        return _contents(info, pictures, owners, splits, samples)
+            self._tell(seen)
+        self._judge(seen, len(packed))
+        return _contents(info, pictures, packed)
 
     def _made(
         self, chunk: list[dict[str, Any]], places: dict[bytes, int]
@@ -196,13 +194,24 @@ class Packer:
             return str(error) if named else f"sample {row['source']}: {error}"
         return _Picture(window, self.packing.data(sample, window, row["image"]))
 
-    def _judge(self, seen: int) -> None:
+    def _tell(self, seen: int) -> None:
+        now = time.monotonic()
+        if now - self._told > _REPORT_S:
+            self._told = now
+            rate = seen / (now - self._started)
+            left = (self.total - seen) / rate
+            print(
+                f"pack: {seen:,} of {self.total:,} samples, {rate:.0f}/s, {left:.0f} s left",
+                file=sys.stderr,
+            )
+
+    def _judge(self, seen: int, packed: int) -> None:
         if len(self.bad) >= _BAD_AT_LEAST and len(self.bad) > _BAD_SHARE * seen:
             raise UsageError(
                 f"{len(self.bad)} of {seen} pictures cannot be read, last: {self.bad[-1]}"
             )
-        if len(self.bad) == seen:
-            raise UsageError(f"nothing to pack: {self.bad[-1] if seen else 'no samples'}")
+        if not packed:
+            raise UsageError(f"nothing to pack: {self.bad[-1] if self.bad else 'no samples'}")
 
 
 def picture_key(row: dict[str, Any]) -> bytes:
@@ -224,27 +233,21 @@ def _on_canvas(sample: Sample, window: Window) -> Sample:
     )
 
 
-def _contents(
-    info: PackInfo,
-    pictures: list[_Picture],
-    owners: list[int],
-    splits: list[int],
-    samples: list[Sample],
-) -> Pack:
+def _contents(info: PackInfo, pictures: list[_Picture], packed: list[_Packed]) -> Pack:
     joints = len(info.skeleton)
-    none = Sample(_NO_PICTURE, np.zeros(4), np.zeros((0, 2)), np.zeros(0, bool))
-    others = [s.others.reshape(-1, joints, 2) for s in samples or [none]]
-    flags = [s.others_labelled.reshape(-1, joints) for s in samples or [none]]
+    samples = [one.sample for one in packed]
+    others = [s.others.reshape(-1, joints, 2) for s in samples]
+    flags = [s.others_labelled.reshape(-1, joints) for s in samples]
     return Pack(
         info=info,
         data=np.frombuffer(b"".join(p.data for p in pictures), np.uint8),
         ends=np.cumsum([len(p.data) for p in pictures], dtype=np.int64),
-        sizes=np.array([p.window.size for p in pictures], np.int32).reshape(-1, 2),
-        picture=np.array(owners, np.int32),
-        split=np.array(splits, np.uint8),
-        box=np.array([s.box for s in samples], np.float32).reshape(-1, 4),
-        keypoints=np.array([s.keypoints for s in samples], np.float32).reshape(-1, joints, 2),
-        labelled=np.array([s.labelled for s in samples], bool).reshape(-1, joints),
+        sizes=np.array([p.window.size for p in pictures], np.int32),
+        picture=np.array([one.picture for one in packed], np.int32),
+        split=np.array([one.split for one in packed], np.uint8),
+        box=np.array([s.box for s in samples], np.float32),
+        keypoints=np.array([s.keypoints for s in samples], np.float32),
+        labelled=np.array([s.labelled for s in samples], bool),
         others_count=np.array([len(s.others) for s in samples], np.int32),
         others=np.concatenate(others).astype(np.float32),
         others_labelled=np.concatenate(flags).astype(bool),

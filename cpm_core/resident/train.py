@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -25,9 +24,10 @@ from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe
 from cpm_core.resident import options as flags
 from cpm_core.resident.feed import Feed
+from cpm_core.resident.lines import line_of
 from cpm_core.resident.loop import Loop
 from cpm_core.resident.pack import Pack, read_pack
-from cpm_core.resident.plan import quickest_layout, rehearsed
+from cpm_core.resident.plan import Plan, quickest_layout, rehearsed
 from cpm_core.resident.state import State, load_state, save_state
 from cpm_core.result import Best, Origin, save_result
 from cpm_core.start import first_network
@@ -77,42 +77,47 @@ class Run:
 
     def train(self) -> bool:
         """Train and write the weights; whether the run is complete."""
-        options, fit = self.options, self.fit
-        plan, deadline = None, float("inf")
-        unfinished = fit.step_number < fit.total_steps or not fit.step_number
-        if options.minutes is not None and unfinished:
-            deadline = self.started + 60 * options.minutes - self.spent
-            plan = rehearsed(self.feed, fit, options.tunes)
-            left = deadline - time.monotonic()
-            fit.total_steps = fit.step_number + plan.steps_left(fit.progress, left)
-        self._tell(
-            {
-                "kind": "start",
-                "device": _name(self.device),
-                "samples": len(self.feed.rows),
-                "tuning_samples": len(self.feed.tune_rows),
-                "step": fit.step_number,
-                "steps": fit.total_steps,
-                "steps_per_epoch": self.feed.steps_per_epoch,
-                "seconds_to_start": time.monotonic() - self.started,
-            }
-        )
-        loop = Loop(
+        plan, deadline = self._plan()
+        self._tell(self._start())
+        self.loop = Loop(
             self.feed,
-            fit,
+            self.fit,
             self.best,
-            options.tunes,
+            self.options.tunes,
             self._tell,
             self.stopping,
             self._save_state,
             plan,
             deadline,
         )
-        self.loop = loop
-        complete = loop.run()
+        complete = self.loop.run()
         self._save_state()
         self._save_weights()
-        return complete or (plan is not None and not self.stopping.is_set())
+        return complete or not self.stopping.is_set()
+
+    def _plan(self) -> tuple[Plan | None, float]:
+        """With --minutes, how many steps fit, and when the time is up."""
+        fit, minutes = self.fit, self.options.minutes
+        is_done = 0 < fit.total_steps <= fit.step_number
+        if minutes is None or is_done:
+            return None, float("inf")
+        deadline = self.started + 60 * minutes - self.spent
+        plan = rehearsed(self.feed, fit, self.options.tunes)
+        left = plan.steps_left(fit.progress, deadline - time.monotonic())
+        fit.total_steps = fit.step_number + left
+        return plan, deadline
+
+    def _start(self) -> dict[str, Any]:
+        return {
+            "kind": "start",
+            "device": _name(self.device),
+            "samples": len(self.feed.rows),
+            "tuning_samples": len(self.feed.tune_rows),
+            "step": self.fit.step_number,
+            "steps": self.fit.total_steps,
+            "steps_per_epoch": self.feed.steps_per_epoch,
+            "seconds_to_start": time.monotonic() - self.started,
+        }
 
     def _resume(self) -> None:
         if self.options.state is None:
@@ -162,7 +167,7 @@ class Run:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise ConfigError(f"--log {self.log}: cannot be written ({error})") from error
-        print(_LINES[record["kind"]](record), flush=True)
+        print(line_of(record), flush=True)
 
 
 def first_network_of(options: argparse.Namespace, recipe: Recipe, pack: Pack) -> Cpm:
@@ -207,36 +212,6 @@ def _identity(recipe: Recipe, pack: Pack, model: Cpm) -> dict[str, str]:
         "first weights": weights.hexdigest(),
         "pack": samples.hexdigest(),
     }
-
-
-def _start_line(record: dict[str, Any]) -> str:
-    step = f"from step {record['step']:,} on, " if record["step"] else ""
-    return (
-        f"{record['device']}: {record['samples']:,} samples to train on, "
-        f"{record['tuning_samples']:,} for tuning; {step}{record['steps']:,} steps of "
-        f"{record['steps_per_epoch']:,} an epoch; ready after {record['seconds_to_start']:.1f} s"
-    )
-
-
-def _progress_line(record: dict[str, Any]) -> str:
-    losses = " ".join(f"{loss:.4g}" for loss in record["loss"])
-    return (
-        f"epoch {record['epoch']:.2f}, {record['size']} px, loss {losses}, "
-        f"{record['samples_per_second']:,.0f} samples/s, waiting {record['wait_share']:.1%}, "
-        f"{record['seconds_left'] / 60:.1f} min left"
-    )
-
-
-def _tune_line(record: dict[str, Any]) -> str:
-    by_stage = " ".join(f"{pck:.2f}" for pck in record["tune_pck"]) or "of nothing"
-    return f"epoch {record['epoch']:.2f}, {record['size']} px, tuning PCK@0.2 {by_stage}"
-
-
-_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "start": _start_line,
-    "progress": _progress_line,
-    "tune": _tune_line,
-}
 
 
 if __name__ == "__main__":

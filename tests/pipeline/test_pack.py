@@ -139,7 +139,7 @@ def test_bad_pictures_are_left_out_and_named(
         ([row(0)], ["--most-mib", "-1"], "--most-mib -1"),
         ([row(0)], ["--most-mib", "0.001"], "choose a smaller --canvas"),
         ([row(0, "tune")], [], "no samples in the split 'train'"),
-        ([row(0, image=b"x")], [], "nothing to pack: sample figure-0.png"),
+        ([row(0, image=b"x"), row(0, image=b"x")], [], "nothing to pack: sample figure-0.png"),
         ([row(i, image=b"x%d" % i) for i in range(20)] + [row(20)], [], "20 of 21 pictures"),
     ],
 )

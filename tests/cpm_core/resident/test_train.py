@@ -71,9 +71,9 @@ def test_the_loss_falls_and_the_best_weights_are_written(pack, tmp_path, capsys)
     assert 0 < progress["wait_share"] < 1
     assert progress["samples_per_second"] > 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("CPU: 6 samples to train on, 2 for tuning; 32 steps of 2 an epoch")
+    assert said[0].startswith("CPU: 6 samples to train on, 2 for tuning; 28 steps of 2 an epoch")
     assert any("px, loss" in line and "min left" in line for line in said)
-    assert said[-1].startswith(f"{out}: 32 steps, PCK")
+    assert said[-1].startswith(f"{out}: 28 steps, PCK")
 
 
 def stopped_after(monkeypatch, steps):
@@ -146,12 +146,14 @@ def test_no_training_writes_the_weights_it_would_start_from(pack, tmp_path):
     assert torch.equal(written[name], given[name])
 
 
-def test_minutes_are_kept(pack, tmp_path):
+def test_minutes_are_kept(pack, tmp_path, monkeypatch):
     """The schedule ends when the time does, however fast steps are."""
-    given = [pack, str(tmp_path / "n.safetensors"), *SMALL, "--minutes", "0.15", "--tunes", "3"]
+    monkeypatch.setattr(plan, "_MEASURED_S", 0.2)
+    monkeypatch.setattr(plan, "_RESERVE_S", 1.0)
+    given = [pack, str(tmp_path / "n.safetensors"), *SMALL, "--minutes", "0.08", "--tunes", "3"]
     assert main(given) == 0
     log = lines(tmp_path / "n.jsonl")
-    assert log[-1]["seconds"] < 11
+    assert log[-1]["seconds"] < 7
     rates = [r["learning_rate"] for r in log if r["kind"] == "progress"]
     assert rates[-1] < 0.1 * max(rates) or len(rates) == 1
     assert log[0]["steps"] > 0
