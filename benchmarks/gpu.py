@@ -43,6 +43,7 @@ _TRAINING = (
     ("cpm-lite", 256, 128, "--memory-format contiguous"),
     ("cpm-vgg", 368, 32, ""),
 )
+_PROFILED = (("cpm-lite", 256, 128, "--memory-format channels_last"), ("cpm-vgg", 368, 32, ""))
 _COMPILED_TRAINING = (("cpm-lite", 256, 128, "--compile"),)
 """Preset, crop size in pixels, batch, flags of `cpm_core.resident.train`."""
 
@@ -99,12 +100,14 @@ class Session:
                 self._network(preset, variant)
         self._figure("person-net", {"kind": "person-net"}, bench.person_net)
         for case in _TRAINING:
-            self._train(case, self.bench.training)
+            self._train("training", case, self.bench.training)
+        for case in _PROFILED:
+            self._train("profile", case, self.bench.profile)
         if COMPILED in chosen or (not self.options.variants and kind == "cuda"):
             for preset in self.options.presets:
                 self._compiled(preset)
             for case in _COMPILED_TRAINING:
-                self._train(case, partial(self._by_child, "training"))
+                self._train("training", case, partial(self._by_child, "training"))
         return {
             "device": _device_name(bench.device),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,11 +137,13 @@ class Session:
             if row is None or "error" in row:
                 return
 
-    def _train(self, case: tuple[str, int, int, str], measure: Callable[..., Row]) -> None:
+    def _train(
+        self, kind: str, case: tuple[str, int, int, str], measure: Callable[..., Row]
+    ) -> None:
         preset, size, batch, flag = case
         if self.options.pack is not None and preset in self.options.presets:
-            what = {"kind": "training", "preset": preset, "size": size, "batch": batch}
-            name = f"training {preset} at {size} px {flag}".strip()
+            what = {"kind": kind, "preset": preset, "size": size, "batch": batch}
+            name = f"{kind} {preset} at {size} px {flag}".strip()
             measure = partial(measure, str(self.options.pack), *case)
             self._figure(name, what | {"flags": flag}, measure)
 
@@ -171,7 +176,7 @@ class Session:
 
 
 def _said(row: Row) -> str:
-    return row.get("error") or f"{row['rate']:,.1f}/s"
+    return row.get("error") or (f"{row['rate']:,.1f}/s" if "rate" in row else "done")
 
 
 def _guarded(measure: Callable[[], Row]) -> Row:

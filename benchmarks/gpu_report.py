@@ -63,17 +63,21 @@ def _best(row: Row | None, found: dict[str, Any]) -> str:
 
 
 def _other(row: Row) -> str:
-    if row["kind"] == "person-net":
-        what = "person-net: {rate:,.0f} pictures/s of 640 x 480"
-    else:
-        what = (
-            "Training {preset} at {size} px, batch {batch} {flags}: {rate:,.0f} samples/s, waiting "
-            "for crops {wait_share:.1%}, {memory_mib:,.0f} MiB"
-        )
-    if "rate" not in row:
+    if "error" in row:
         named = " ".join(str(row[name]) for name in ("kind", "preset", "flags") if name in row)
         return f"{named}: failed, {row['error']}"
-    return what.format(**row).replace(" :", ":")
+    if row["kind"] == "person-net":
+        return f"person-net: {row['rate']:,.0f} pictures/s of 640 x 480"
+    case = f"{row['preset']} at {row['size']} px, batch {row['batch']} {row['flags']}".strip()
+    if row["kind"] == "profile":
+        top = "\n".join(
+            f"| {milliseconds:.2f} | {name[:90]} |" for name, milliseconds in row["top"]
+        )
+        return f"A training step of {case}:\n\n| ms | operation |\n|---:|---|\n{top}"
+    return (
+        f"Training {case}: {row['rate']:,.0f} samples/s, waiting for crops "
+        f"{row['wait_share']:.1%}, {row['memory_mib']:,.0f} MiB"
+    )
 
 
 def _failures(rows: list[Row]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import profile
 
 from benchmarks.networks import error_of, exact_maps, noise, seconds_per_call, weights_of
 from cpm_core.analysis import multiply_adds
@@ -23,6 +24,7 @@ from cpm_core.resident.clock import Stopwatch, synchronise
 from cpm_core.resident.feed import Feed
 from cpm_core.resident.pack import read_pack
 from cpm_core.resident.train import first_network_of, made_fit
+from cpm_core.training import Fit
 
 COMPILED = "compiled"
 """torch.compile, mode max-autotune."""
@@ -47,6 +49,8 @@ autocast; PyTorch lets cuDNN compute in tf32.
 _PICTURES, _PICTURE_SHAPE = 32, (480, 640, 3)
 _TRAINING_S = 3.0
 _WARM_UP_STEPS = 5
+_PROFILED_STEPS = 3
+_TOP = 12
 
 Row = dict[str, Any]
 Forward = Callable[[Tensor], Tensor]
@@ -111,13 +115,7 @@ class Bench:
     def training(self, pack: str, preset: str, size: int, batch: int, flag: str = "") -> Row:
         """Samples per second of `cpm_core.resident.train`, and the share of time spent cutting."""
         self._begin(search=True)
-        given = [pack, "unused.safetensors", "--epochs", "1", "--preset", preset]
-        given += ["--size", str(size), "--batch-size", str(batch), *flag.split()]
-        options = flags.parser().parse_args(given)
-        recipe, samples = flags.recipe(options), read_pack(pack)
-        feed = Feed(samples, recipe, self.device, torch.get_num_threads())
-        fit = made_fit(first_network_of(options, recipe, samples), options, feed)
-        fit.total_steps = feed.steps_per_epoch
+        feed, fit = self._trainer(pack, preset, size, batch, flag)
         cutting, steps, started = Stopwatch(self.device), 0, 0.0
         while steps < 2 * _WARM_UP_STEPS or time.perf_counter() - started < _TRAINING_S:
             if steps == _WARM_UP_STEPS:
@@ -133,6 +131,37 @@ class Bench:
         rate = (steps - _WARM_UP_STEPS) * batch / seconds
         share = cutting.take() / seconds
         return {"rate": rate, "wait_share": share, "memory_mib": self._memory()}
+
+    def profile(self, pack: str, preset: str, size: int, batch: int, flag: str = "") -> Row:
+        """Where the time of a training step goes: the operations that take most of the device."""
+        self._begin(search=True)
+        feed, fit = self._trainer(pack, preset, size, batch, flag)
+        for step in range(_WARM_UP_STEPS):
+            fit.step(feed.train(step, size))
+        with profile() as profiler:
+            for step in range(_PROFILED_STEPS):
+                fit.step(feed.train(step, size))
+            synchronise(self.device)
+        on_gpu = self.device.type == "cuda"
+        spent = {
+            event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+            for event in profiler.key_averages()
+        }
+        top = sorted(spent.items(), key=lambda item: -item[1])[:_TOP]
+        # Microseconds of all steps, as milliseconds of one.
+        return {"top": [[name, value / 1e3 / _PROFILED_STEPS] for name, value in top]}
+
+    def _trainer(
+        self, pack: str, preset: str, size: int, batch: int, flag: str
+    ) -> tuple[Feed, Fit]:
+        given = [pack, "unused.safetensors", "--epochs", "1", "--preset", preset]
+        given += ["--size", str(size), "--batch-size", str(batch), *flag.split()]
+        options = flags.parser().parse_args(given)
+        recipe, samples = flags.recipe(options), read_pack(pack)
+        feed = Feed(samples, recipe, self.device, torch.get_num_threads())
+        fit = made_fit(first_network_of(options, recipe, samples), options, feed)
+        fit.total_steps = feed.steps_per_epoch
+        return feed, fit
 
     def _ours(self, preset: str, batch: int) -> Row:
         weights = weights_of(preset)

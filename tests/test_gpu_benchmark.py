@@ -28,6 +28,7 @@ def test_all_that_a_cpu_can_do(
 ) -> None:
     """Every batch, locating, training; what needs a GPU is told and ends nothing."""
     monkeypatch.setattr(gpu, "_TRAINING", (("cpm-lite", 64, 3, ""), ("cpm", 64, 1, "")))
+    monkeypatch.setattr(gpu, "_PROFILED", (("cpm-lite", 64, 3, "--stages 1"),))
     monkeypatch.setattr(gpu_variants, "_TRAINING_S", 0.01)
     monkeypatch.setattr(gpu_variants, "_WARM_UP_STEPS", 1)
     pack, file = tmp_path / "pack.safetensors", tmp_path / "found.json"
@@ -49,10 +50,13 @@ def test_all_that_a_cpu_can_do(
     assert [row["preset"] for row in training] == ["cpm-lite"]
     assert training[0]["rate"] > 0
     assert 0 < training[0]["wait_share"] < 1
+    profiled = next(row for row in found["rows"] if row["kind"] == "profile")
+    assert any("conv" in name and milliseconds > 0 for name, milliseconds in profiled["top"])
     assert found["dropped"] == []
     said = capsys.readouterr().out
     assert "| cpm-lite, crops/s | batch 1 | batch 2 | best |" in said
     assert "Training cpm-lite at 64 px, batch 3" in said
+    assert "A training step of cpm-lite at 64 px, batch 3 --stages 1:\n\n| ms | oper" in said
     assert "- cpm-lite graph, batch 1: " in said
     assert torch.__version__ in said
 
