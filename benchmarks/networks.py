@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from cpm_core.config import preset
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.resident.clock import synchronise
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import Weights, WeightsInfo, load_weights
+from cpm_core.weights import Weights, load_weights
 
 _BLOCK_S = 0.05
 _LEAST_BLOCKS = 3

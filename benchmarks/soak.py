@@ -300,9 +300,10 @@ def tiny_weights(path: Path) -> None:
     import torch
 
     from cpm_core.config import preset
+    from cpm_core.info import WeightsInfo
     from cpm_core.model import Cpm
     from cpm_core.skeleton import load_skeleton
-    from cpm_core.weights import WeightsInfo, save_weights
+    from cpm_core.weights import save_weights
 
     torch.manual_seed(0)
     config = preset("cpm-lite", input_size=64, stages=1)

@@ -62,7 +62,7 @@ def measure(weights: str, movenet: Path, threads: int, rounds: int) -> dict[str,
 def file_figures(weights: str) -> dict[str, float]:
     """Size in MB, and seconds until an estimator is ready in a process that has torch."""
     import cpm_core
-    from cpm_core.weights import find_weights
+    from cpm_core.info import find_weights
 
     path: Path = find_weights(weights)
     seconds = []

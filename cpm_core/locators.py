@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from cpm_core import cpu
 from cpm_core.errors import LocatorError
 from cpm_core.people import Locator, WholeImage, YoloxDetector
+from cpm_core.person_net.info import checked_threshold, read_info
 
 if TYPE_CHECKING:
     from cpm_core.person_net import PersonNetLocator
@@ -92,7 +93,8 @@ def check_name(people: str) -> str:
 
 
 def read_locator(people: str, threshold: float | None = None) -> LocatorSpec:
-    """The locator that `people` names, its file read and checked. Raises CpmError.
+    """The locator that `people` names, its file read and checked (of a person-net, which comes with
+    the package, only what it says of itself). Raises CpmError.
 
     `threshold` defaults to the locator's own.
     """
@@ -103,9 +105,7 @@ def read_locator(people: str, threshold: float | None = None) -> LocatorSpec:
         digest = hashlib.sha256(content).hexdigest()
         return LocatorSpec("detector", detector.threshold, digest, content)
     if kind == "person-net":
-        from cpm_core.person_net import checked_threshold, load_person_net
-
-        net = load_person_net()
-        threshold = checked_threshold(net.info.threshold if threshold is None else threshold)
-        return LocatorSpec("person-net", threshold, net.sha256)
+        info, digest = read_info()
+        threshold = checked_threshold(info.threshold if threshold is None else threshold)
+        return LocatorSpec("person-net", threshold, digest)
     return LocatorSpec("boxes" if kind == "boxes" else "whole-image")

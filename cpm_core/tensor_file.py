@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,14 +13,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cpm_core.errors import CpmError, WeightsError
+from cpm_core.errors import WeightsError
+from cpm_core.header import KEY, Info, parsed
 
-_KEY = "posemill"
-_LONGEST_METADATA = 1 << 18
 _STORED_AS = {torch.float32: ("F32", "F16", "BF16"), torch.int64: ("I64",)}
 """What a file may hold for a tensor of the network."""
-
-Info = TypeVar("Info")
 
 
 def write_tensors(
@@ -44,7 +40,7 @@ def write_tensors(
     # safetensors' own `save_file` would make a file that only its owner can read.
     partial = Path(f"{path}.partial")
     try:
-        partial.write_bytes(save(tensors, metadata={_KEY: json.dumps(metadata)}))
+        partial.write_bytes(save(tensors, metadata={KEY: json.dumps(metadata)}))
         partial.replace(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written ({error})") from error
@@ -64,7 +60,7 @@ def read_tensors(
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            info = _parsed((file.metadata() or {}).get(_KEY), parse, path)
+            info = parsed(file.metadata(), parse, path)
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
             _check(found, lambda: network(info), path)
@@ -75,38 +71,6 @@ def read_tensors(
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: {name} holds values that are not finite")
     return info, tensors
-
-
-def expect(values: dict[str, Any], **expected: object) -> None:
-    """Raise WeightsError for the first entry of the metadata that has another value."""
-    for key, value in expected.items():
-        if values[key] != value:
-            raise WeightsError(
-                f"{key} is {values[key]!r} in its metadata; this release reads {value!r}"
-            )
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _parsed(text: str | None, parse: Callable[[dict[str, Any]], Info], path: Path) -> Info:
-    if text is None:
-        raise WeightsError(f"{path}: has no {_KEY!r} metadata; it was not written by PoseMill")
-    if len(text) > _LONGEST_METADATA:
-        raise WeightsError(f"{path}: its metadata is longer than {_LONGEST_METADATA} characters")
-    try:
-        return parse(json.loads(text))
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    except CpmError as error:
-        raise WeightsError(f"{path}: unusable metadata: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: unusable metadata: {error!r}") from error
-    except RecursionError as error:
-        raise WeightsError(f"{path}: unusable metadata: nested too deeply") from error
 
 
 class _WithoutValues(TorchFunctionMode):

@@ -26,7 +26,7 @@ from pipeline.progress import Meter, Reporter
 from pipeline.runfile import RunFile, utc_now
 from pipeline.storage import Output, StorageOptions, endpoint_of_environment
 from pipeline.summary import Summary
-from pipeline.weights import read_weights
+from pipeline.weights import WeightsFile
 from pipeline.work import Totals, Work, find_work, stale_shards
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Run:
         )
         # What is read without credentials, or at the reader's cost, is never where one writes.
         self.output = Output(settings.output, StorageOptions(self.storage.endpoint))
-        self.weights = read_weights(settings.weights, self.storage)
+        self.weights = WeightsFile(settings.weights, self.storage)
         self.who = who(settings, self.storage)
         self.decoder = self._decoder_config()
         fields = settings.fingerprint_fields(
@@ -93,12 +93,16 @@ class Run:
         with Lock(self.output, self.settings.part_of, self.reporter.say) as lock:
             self.run_file.check()
             # Noted when the inputs are listed: whoever gave the wrong boxes is not held to them.
-            manifest = self.planner.plan(
-                sources, write=True, on_listed=lambda: self.run_file.begin(self._description())
-            )
+            manifest = self.planner.plan(sources, write=True, on_listed=self._begin)
             licence = self.weights.info.licence
             self.reporter.say(f"weights {self.weights.info.name}; licence: {licence}")
             return self._annotate(manifest, lock)
+
+    def _begin(self) -> None:
+        """Note in a new output what it is made with, once that is known to be usable."""
+        if not self.run_file.is_there():
+            self.weights.load()
+        self.run_file.begin(self._description())
 
     def _try(self, sources: Sources) -> None:
         from pipeline.execute import Executor
@@ -268,7 +272,7 @@ class Run:
             decoder=self.decoder,
             output=self.output,
             estimator=EstimatorSpec.of(
-                self.weights,
+                self.weights.load(),
                 EstimatorSettings(s.precision, s.flip, s.scales, s.refinement, s.box_factor),
             ),
             same_person=self.who.same_person,

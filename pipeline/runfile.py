@@ -22,6 +22,10 @@ class RunFile:
         self.output = output
         self.fields = fields
 
+    def is_there(self) -> bool:
+        """Whether somebody has begun the output."""
+        return self.output.read(NAME) is not None
+
     def check(self) -> None:
         """Raise UsageError, naming what differs, if the output was made with other settings."""
         data = self.output.read(NAME)

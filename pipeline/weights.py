@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpm_core.errors import CpmError
+from cpm_core.info import read_info
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
 from pipeline.storage import StorageOptions
@@ -43,6 +44,35 @@ def estimator(
         return Estimator(weights, device, precision, flip, scales)
     except CpmError as error:
         raise UsageError(str(error)) from error
+
+
+class WeightsFile:
+    """Weights of which `info` and `sha256` are known at once, and the tensors only when they are
+    used: a run that finds nothing to do needs no PyTorch.
+
+    Raises UsageError for a file that says nothing usable of itself.
+    """
+
+    def __init__(self, name: str, options: StorageOptions) -> None:
+        self._name, self._options = name, options
+        self._weights: Weights | None = None
+        if "://" in name:
+            weights = self.load()
+            self.info, self.sha256 = weights.info, weights.sha256
+            return
+        try:
+            self.info, self.sha256 = read_info(name)
+        except CpmError as error:
+            raise UsageError(str(error)) from error
+
+    def load(self) -> Weights:
+        """The weights. Raises UsageError for a file with other tensors than it says, or that has
+        changed meanwhile."""
+        if self._weights is None:
+            self._weights = read_weights(self._name, self._options)
+            if "://" not in self._name and self._weights.sha256 != self.sha256:
+                raise UsageError(f"{self._name} was changed meanwhile; run the same command again")
+        return self._weights
 
 
 def read_weights(name: str, options: StorageOptions) -> Weights:

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cpm_core.person_net.info import checked_threshold as checked_threshold
     from cpm_core.person_net.locate import PersonNetLocator as PersonNetLocator
-    from cpm_core.person_net.locate import checked_threshold as checked_threshold
     from cpm_core.person_net.weights import load_person_net as load_person_net
 
 _HOME = {
     "PersonNetLocator": "locate",
-    "checked_threshold": "locate",
+    "checked_threshold": "info",
     "load_person_net": "weights",
 }
 __all__ = list(_HOME)

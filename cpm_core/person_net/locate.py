@@ -16,8 +16,9 @@ from cpm_core.lite import fold_batch_norm
 from cpm_core.looks import Found, boxed, people
 from cpm_core.networks import Network, quickest
 from cpm_core.people import People, Picture
+from cpm_core.person_net.info import KIND, checked_threshold
 from cpm_core.person_net.peaks import peaks
-from cpm_core.person_net.weights import KIND, PersonNetWeights, load_person_net
+from cpm_core.person_net.weights import PersonNetWeights, load_person_net
 
 log = logging.getLogger("posemill")
 
@@ -121,10 +122,3 @@ def padded(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     shapes, few plans."""
     target = min(size for size in _GPU_BATCHES if size >= len(images))
     return np.concatenate([images, np.repeat(images[-1:], target - len(images), axis=0)])
-
-
-def checked_threshold(threshold: float) -> float:
-    """`threshold` if it can be one. Raises LocatorError."""
-    if 0 < threshold < 1:
-        return threshold
-    raise LocatorError(f"threshold is {threshold}; choose a number between 0 and 1")

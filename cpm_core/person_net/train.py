@@ -22,6 +22,7 @@ from cpm_core.errors import ConfigError, CpmError
 from cpm_core.people import YoloxDetector
 from cpm_core.person_net.config import PersonNetConfig
 from cpm_core.person_net.fit import Fit, Plan
+from cpm_core.person_net.info import PersonNetInfo
 from cpm_core.person_net.locate import PersonNetLocator
 from cpm_core.person_net.measure import Curve, curve
 from cpm_core.person_net.net import PersonNet
@@ -37,7 +38,6 @@ from cpm_core.person_net.photos import (
 from cpm_core.person_net.remember import Remembered
 from cpm_core.person_net.scenes import SceneMaker
 from cpm_core.person_net.weights import (
-    PersonNetInfo,
     PersonNetWeights,
     load_person_net,
     save_person_net,

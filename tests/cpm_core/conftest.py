@@ -10,11 +10,12 @@ from torch import nn
 
 from cpm_core.config import CpmConfig, preset
 from cpm_core.draw import rgb
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.recipe import Phase, Recipe
 from cpm_core.skeleton import Skeleton, load_skeleton
 from cpm_core.training import Batch, Fit
-from cpm_core.weights import WeightsInfo, save_weights
+from cpm_core.weights import save_weights
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 

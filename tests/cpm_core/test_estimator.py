@@ -6,8 +6,10 @@ import cpm_core
 from cpm_core import cpu
 from cpm_core.errors import ConfigError
 from cpm_core.estimator import RELEASE_SCALES
+from cpm_core.header import file_sha256
+from cpm_core.info import FOLDER, WeightsInfo
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import FOLDER, WeightsInfo, file_sha256, save_weights
+from cpm_core.weights import save_weights
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 

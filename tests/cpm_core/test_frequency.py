@@ -15,9 +15,10 @@ from cpm_core import cpu, frequency
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator
 from cpm_core.frequency import LargeConv, quicken, tile_side
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import Weights, WeightsInfo
+from cpm_core.weights import Weights
 
 
 @given(

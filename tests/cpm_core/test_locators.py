@@ -9,10 +9,10 @@ import pytest
 
 from cpm_core import cpu
 from cpm_core.errors import LocatorError
+from cpm_core.info import FOLDER
 from cpm_core.locators import LocatorSpec, check_name, read_locator
 from cpm_core.looks import NetElsewhere
 from cpm_core.people import WholeImage, YoloxDetector
-from cpm_core.weights import FOLDER
 
 from .onnx_files import FLOAT, model
 

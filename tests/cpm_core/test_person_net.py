@@ -7,12 +7,13 @@ from cpm_core.errors import LocatorError
 from cpm_core.looks import NetElsewhere, boxed, people
 from cpm_core.person_net import PersonNetLocator
 from cpm_core.person_net.config import SIZE_UNIT, PersonNetConfig
+from cpm_core.person_net.info import PersonNetInfo
 from cpm_core.person_net.locate import padded
 from cpm_core.person_net.losses import TargetMaps, box_loss, centre_loss, giou
 from cpm_core.person_net.net import MAPS, PersonNet
 from cpm_core.person_net.peaks import peaks
 from cpm_core.person_net.targets import boxes_of, encode
-from cpm_core.person_net.weights import PersonNetInfo, PersonNetWeights
+from cpm_core.person_net.weights import PersonNetWeights
 
 CELLS = 16
 NOBODY = np.zeros((0, 4))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cpm_core.info import FOLDER
 from cpm_core.people import People
 from cpm_core.person_net import PersonNetLocator, train
 from cpm_core.person_net.config import PersonNetConfig
@@ -14,7 +15,6 @@ from cpm_core.person_net.measure import curve, hits, strangers
 from cpm_core.person_net.net import PersonNet
 from cpm_core.person_net.photos import Photo
 from cpm_core.person_net.scenes import SceneMaker
-from cpm_core.weights import FOLDER
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 NONE = np.zeros((0, 4))

@@ -6,10 +6,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cpm_core.errors import ConfigError, WeightsError
+from cpm_core.header import file_sha256
+from cpm_core.info import FOLDER, find_weights
 from cpm_core.person_net.config import PersonNetConfig
+from cpm_core.person_net.info import PersonNetInfo
 from cpm_core.person_net.net import PersonNet
-from cpm_core.person_net.weights import PersonNetInfo, load_person_net, save_person_net
-from cpm_core.weights import FOLDER, file_sha256, find_weights, load_weights
+from cpm_core.person_net.weights import load_person_net, save_person_net
+from cpm_core.weights import load_weights
 
 BIAS = "stages.1.out.bias"
 

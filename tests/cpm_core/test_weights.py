@@ -11,16 +11,10 @@ from safetensors.torch import load_file, save_file
 import cpm_core
 from cpm_core.config import preset
 from cpm_core.errors import WeightsError
+from cpm_core.header import file_sha256
+from cpm_core.info import FOLDER, WeightsInfo, find_weights
 from cpm_core.model import Cpm
-from cpm_core.weights import (
-    FOLDER,
-    WeightsInfo,
-    file_sha256,
-    find_weights,
-    load_weights,
-    read_checkpoint,
-    save_weights,
-)
+from cpm_core.weights import load_weights, read_checkpoint, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +250,7 @@ def test_preset_without_weights_says_where_they_come_from():
 
 
 def test_unknown_name_lists_what_is_shipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("cpm_core.weights.FOLDER", tmp_path)
+    monkeypatch.setattr("cpm_core.info.FOLDER", tmp_path)
     with pytest.raises(WeightsError, match=r"no weights 'cpm-light'.*\(none\)"):
         load_weights("cpm-light")
     for name in ("cpm-one", "cpm-two"):

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from cpm_core.config import preset
 from cpm_core.errors import WeightsError
+from cpm_core.info import WeightsInfo
 from cpm_core.person_net.config import PersonNetConfig
+from cpm_core.person_net.info import PersonNetInfo
 from cpm_core.person_net.net import PersonNet
-from cpm_core.person_net.weights import PersonNetInfo, load_person_net, save_person_net
-from cpm_core.weights import WeightsInfo, load_weights, save_weights
+from cpm_core.person_net.weights import load_person_net, save_person_net
+from cpm_core.weights import load_weights, save_weights
 from tests.cpm_core.test_weights import COUNTER, OUT, read_header
 
 

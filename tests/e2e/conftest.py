@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from cpm_core.config import preset
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import WeightsInfo, save_weights
+from cpm_core.weights import save_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Job = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from cpm_core.info import FOLDER
 from cpm_core.locators import read_locator
-from cpm_core.weights import FOLDER
 from pipeline.units import Unit
 from pipeline.worker import UnitWorker
 from tests.e2e.conftest import REPOSITORY, draw_figure, job_environment

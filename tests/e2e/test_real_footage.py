@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpm_core.weights import FOLDER
+from cpm_core.info import FOLDER
 from tests.e2e.conftest import REPOSITORY, Job
 from tests.e2e.test_annotate import assert_accounted, read_table
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cpm_core.config import preset
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import WeightsInfo, save_weights
+from cpm_core.weights import save_weights
 from jobs.cli import main
 from tests.pipeline.conftest import Place
 

@@ -14,9 +14,10 @@ import pytest
 from cpm_core import cpu
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator, load
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import Weights, WeightsInfo, load_weights
+from cpm_core.weights import Weights, load_weights
 from pipeline.estimators import EstimatorSettings, EstimatorSpec
 
 pytest.importorskip("openvino")

@@ -14,10 +14,11 @@ import torch
 
 from cpm_core.config import preset
 from cpm_core.estimator import load
+from cpm_core.info import WeightsInfo
 from cpm_core.metrics import pck_lspet
 from cpm_core.model import Cpm
 from cpm_core.skeleton import Skeleton, load_skeleton
-from cpm_core.weights import WeightsInfo, save_weights
+from cpm_core.weights import save_weights
 from pipeline import schema
 from pipeline.errors import UsageError
 from pipeline.evaluate import EvaluateSettings, evaluate

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
+from cpm_core.info import FOLDER
 from cpm_core.locators import LocatorSpec
-from cpm_core.weights import FOLDER
 from pipeline.errors import InputError, PosemillError
 from pipeline.guard import Decoder
 from pipeline.messages import FrameResult

@@ -16,8 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cpm_core.info import FOLDER
 from cpm_core.locators import LocatorSpec
-from cpm_core.weights import FOLDER
 from pipeline.errors import InputError
 from pipeline.guard import Decoder
 from pipeline.lookout import Lookout, LookoutError

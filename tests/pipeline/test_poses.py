@@ -14,11 +14,12 @@ import torch
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator, load
 from cpm_core.finder import PoseFinder
+from cpm_core.info import FOLDER, WeightsInfo
 from cpm_core.locators import LocatorSpec
 from cpm_core.model import Cpm
 from cpm_core.people import WholeImage, YoloxDetector
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import FOLDER, WeightsInfo, save_weights
+from cpm_core.weights import save_weights
 from pipeline import schema
 from pipeline.poses import drop_doubles, estimate_rows
 from pipeline.rows import UnitRows, annotation_rows, crops_table

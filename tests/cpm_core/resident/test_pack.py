@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cpm_core.errors import PackError
+from cpm_core.info import FOLDER
 from cpm_core.resident.pack import read_pack, write_pack
 from cpm_core.resident.pictures import decoded
-from cpm_core.weights import FOLDER
 from tests.cpm_core.resident.packs import figures_pack
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cpm_core.config import preset
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
-from cpm_core.weights import Weights, WeightsInfo, load_weights, save_weights
+from cpm_core.weights import Weights, load_weights, save_weights
 from pipeline.samples import SampleTable
 from pipeline.training.card import model_card
 from pipeline.training.settings import TrainSettings

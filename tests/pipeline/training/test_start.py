@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from cpm_core.config import preset
+from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.skeleton import Skeleton, load_skeleton
-from cpm_core.weights import WeightsInfo, save_weights
+from cpm_core.weights import save_weights
 from pipeline.errors import UsageError
 from pipeline.training.settings import TrainSettings
 from pipeline.training.start import make_start
