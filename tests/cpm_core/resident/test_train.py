@@ -71,9 +71,9 @@ def test_the_loss_falls_and_the_best_weights_are_written(pack, tmp_path, capsys)
     assert 0 < progress["wait_share"] < 1
     assert progress["samples_per_second"] > 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("CPU: 6 samples to train on, 2 for tuning; 28 steps of 2 an epoch")
+    assert said[0].startswith("CPU: 6 samples to train on, 2 for tuning; 32 steps of 2 an epoch")
     assert any("px, loss" in line and "min left" in line for line in said)
-    assert said[-1].startswith(f"{out}: 28 steps, PCK")
+    assert said[-1].startswith(f"{out}: 32 steps, PCK")
 
 
 def stopped_after(monkeypatch, steps):
