@@ -3,7 +3,8 @@
 OpenVINO fuses layers and makes kernels for the processor at hand: it is quicker than PyTorch, and
 most so where that has bf16 instructions (`benchmarks/forward.py`). A process that is handed a
 network as a `Graph` need not import PyTorch, which takes a second and a half and 0.2 GiB.
-`cpm_core.translate` makes graphs.
+`cpm_core.translate` makes graphs. OpenVINO is imported where it is used: a graph may reach a worker
+that has none, and works in PyTorch.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpm_core.vino import ov
+if TYPE_CHECKING:
+    from cpm_core.vino import ov
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Graph:
 
     def models(self) -> dict[int, ov.Model]:
         """As OpenVINO's models, by batch size."""
+        from cpm_core.vino import ov
+
         core = ov.Core()
         return {batch: core.read_model(*parts) for batch, parts in self.by_batch.items()}
 
@@ -71,6 +76,8 @@ class _Streams:
     def __init__(
         self, models: Mapping[int, ov.Model], bf16: bool, threads: int, count: int
     ) -> None:
+        from cpm_core.vino import ov
+
         self.count = count
         hints = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",

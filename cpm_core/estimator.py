@@ -131,12 +131,14 @@ class Estimator(KeypointEstimator):
             try:
                 results.append(self._run(batch, every_stage))
                 start += len(batch)
+                continue
             except torch.cuda.OutOfMemoryError:
                 if self.largest_batch == 1:
                     raise
-                self.largest_batch //= 2
-                torch.cuda.empty_cache()
-                log.warning("GPU memory is short: going on with batches of %d", self.largest_batch)
+            # Out of the handler, as the exception holds what the batch has taken.
+            self.largest_batch //= 2
+            torch.cuda.empty_cache()
+            log.warning("GPU memory is short: going on with batches of %d", self.largest_batch)
         return np.concatenate(results, axis=1)
 
     @torch.inference_mode()

@@ -91,23 +91,25 @@ class Run:
             self._try(sources)
             return Report()
         with Lock(self.output, self.settings.part_of, self.reporter.say) as lock:
-            self.run_file.check()
+            self._check()
             # Noted when the inputs are listed: whoever gave the wrong boxes is not held to them.
-            manifest = self.planner.plan(sources, write=True, on_listed=self._begin)
+            manifest = self.planner.plan(
+                sources, write=True, on_listed=lambda: self.run_file.begin(self._description())
+            )
             licence = self.weights.info.licence
             self.reporter.say(f"weights {self.weights.info.name}; licence: {licence}")
             return self._annotate(manifest, lock)
 
-    def _begin(self) -> None:
-        """Note in a new output what it is made with, once that is known to be usable."""
-        if not self.run_file.is_there():
+    def _check(self) -> None:
+        """Whether the output was made with these settings, or the weights are good for a new
+        one."""
+        if not self.run_file.check():
             self.weights.load()
-        self.run_file.begin(self._description())
 
     def _try(self, sources: Sources) -> None:
         from pipeline.execute import Executor
 
-        self.run_file.check()
+        self._check()
         self.planner.plan(sources, write=False)
         with Executor(self._executor_inputs(), self.reporter):
             pass

@@ -93,11 +93,11 @@ def nodes_alive() -> list[dict[str, float]]:
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
-def cluster_layout(settings: AnnotateSettings, light: bool, person_net: bool) -> Layout:
+def cluster_layout(settings: AnnotateSettings, light: bool) -> Layout:
     """The layout for the connected cluster, checked. PosemillError says what is missing."""
     nodes = nodes_alive()
     if not any(node.get("CPU") for node in nodes):
         raise PosemillError("the Ray cluster has no node with a CPU for work; add worker nodes")
-    chosen = layout(settings, nodes, light, person_net=person_net)
+    chosen = layout(settings, nodes, light)
     check_placement(chosen, nodes)
     return chosen

@@ -141,16 +141,13 @@ class AnnotateSettings(Settings):
         "Ray cluster to use (default: RAY_ADDRESS, the cluster of the Ray job, or here)",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("run", "auto", "where the network runs")
-    locator_device: Literal["auto", "cpu", "cuda"] = setting(
-        "run",
-        "auto",
-        "where a person-net finds people; auto is the GPUs where the network runs there, too, and "
-        "their nodes have most of the CPUs",
+    locator_device: Literal["cpu", "cuda"] = setting(
+        "run", "cpu", "where a person-net finds people; cuda is the GPUs that the network runs on"
     )
     locator_gpus: float = setting(
         "run",
         0.25,
-        "share of each GPU that is reserved for finding people, where that is done on GPUs",
+        "share of each GPU that is reserved for finding people with --locator-device cuda",
         ge=0.05,
         le=0.95,
     )

@@ -55,12 +55,13 @@ class EstimatorSpec:
     def placed(self, device: str, threads: int) -> Self:
         """For workers with this device and so many threads each.
 
-        On CPUs they get the network compiled, where that is quicker than PyTorch: all but the
-        large kernels of the original net.
+        On CPUs they get the network compiled, where that is quicker than PyTorch: the large kernels
+        of the original net are in fp32 only without it, and `auto` is theirs to choose.
         """
         placed = replace(self, device=device, threads=threads)
-        is_quicker = self.info.config.trunk != "original"
-        if device != "cpu" or not (self.settings.is_plain and is_quicker and cpu.has_openvino()):
+        settings = self.settings
+        is_quicker = self.info.config.trunk != "original" or settings.precision == "bf16"
+        if device != "cpu" or not (settings.is_plain and is_quicker and cpu.has_openvino()):
             return placed
         from cpm_core.compiled_estimator import CompiledWeights
 

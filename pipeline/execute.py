@@ -62,17 +62,12 @@ class Executor:
 
     def _set_up(self) -> None:
         self.is_light = self.inputs.estimator.info.config.trunk == "lite"
-        self.has_person_net = self.inputs.decoder.people.suits_gpu
-        self.layout = cluster.cluster_layout(
-            self.inputs.settings, self.is_light, self.has_person_net
-        )
+        self.layout = cluster.cluster_layout(self.inputs.settings, self.is_light)
         self.reporter.say(f"layout: {self.layout.describe()}")
         num_keypoints = len(self.inputs.estimator.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
         decoder = self.inputs.decoder
-        if self.layout.locator_device is None:
-            decoder = replace(decoder, people=decoder.people.compiled())
-        self.decoder = ray.put(decoder)
+        self.decoder = ray.put(replace(decoder, people=decoder.people.compiled()))
         placed = self.inputs.estimator.placed(self.layout.device, self.layout.threads)
         self.estimator = ray.put(placed)
         self._flow: Flow | None = None
@@ -166,8 +161,8 @@ class Executor:
         return Flow((prepare, estimate, commits), shares.shards_ahead, self._layout_now)
 
     def _layout_now(self) -> Layout:
-        nodes, settings = cluster.nodes_alive(), self.inputs.settings
-        return layout(settings, nodes, self.is_light, self.layout, self.has_person_net)
+        nodes = cluster.nodes_alive()
+        return layout(self.inputs.settings, nodes, self.is_light, self.layout)
 
     def _end_actors(self) -> None:
         if self._flow is not None:

@@ -41,6 +41,7 @@ _ROWS_WAITING = 8
 
 _NOTES_S = 5.0
 _LOOK_EVERY_S = 10.0
+_PATIENCE_S = 60.0
 _WAIT_S = 1.0
 _AT_START = "raised in its creation task"
 
@@ -80,7 +81,8 @@ class Pool:
     """The actors of one stage, `size` of them, and the shards that wait for one.
 
     An actor works at so many shards `at_once`, and has one more waiting. With another pool
-    `beside`, there are only as many, in proportion, as that one has started.
+    `beside`, there are only as many, in proportion, as that one has started; all, once it has
+    started none for a minute, as there is then no place for more.
     """
 
     def __init__(self, name: str, size: int, make: Callable[[], Any], at_once: int = 1) -> None:
@@ -88,6 +90,7 @@ class Pool:
         self.size = size
         self.at_once = at_once
         self.beside: Pool | None = None
+        self._beside_since = 0, time.monotonic()
         self.waiting: deque[Shard] = deque()
         self.members: list[Member] = []
         self._make = make
@@ -99,7 +102,6 @@ class Pool:
         able = (m for m in self.members if m.node is not None and len(m.calls) <= self.at_once)
         return min(able, key=lambda m: (len(m.calls), m.node != node), default=None)
 
-    @property
     def wanted(self) -> int:
         """How many members there should be now."""
         if self.beside is None:
@@ -107,6 +109,11 @@ class Pool:
         # Ray puts small shares of GPUs where the least is left. Before the large ones have their
         # places, that is all on one GPU, of which then no large share is left.
         there = sum(member.node is not None for member in self.beside.members)
+        before, since = self._beside_since
+        if there != before:
+            self._beside_since = there, time.monotonic()
+        elif there and time.monotonic() - since >= _PATIENCE_S:
+            return self.size
         return max(1, self.size * there // self.beside.size)
 
     def grow(self, size: int) -> list[Member]:
@@ -174,7 +181,7 @@ class Flow:
         for pool in pools:
             self._grow(pool, 1)
         for pool in reversed(pools):
-            self._grow(pool, pool.wanted)
+            self._grow(pool, pool.wanted())
 
     def run(self, refs: Sequence[ShardRef], final: bool) -> Iterator[Outcome]:
         """What came of each shard, as they come. One that fails for good is left out.
@@ -233,7 +240,7 @@ class Flow:
             for pool, operator in zip(self.pools, layout.operators, strict=True):
                 pool.size = max(pool.size, operator.actors)
         for pool in reversed(self.pools):
-            self._grow(pool, pool.wanted)
+            self._grow(pool, pool.wanted())
 
     def _submit(self, final: bool) -> None:
         """Give waiting shards to free workers, late stages first."""
@@ -297,7 +304,7 @@ class Flow:
             pool.started(member, answer)
             for other in self.pools:
                 if other.beside is pool:
-                    self._grow(other, other.wanted)
+                    self._grow(other, other.wanted())
             return None
         member.failures_in_a_row = 0
         return self._moved(member.calls.pop(call), pool, member, answer)
@@ -326,7 +333,7 @@ class Flow:
         for shard in shards[: pool.at_once]:
             self._failed(shard, error)
         if pool.lose(member, error):
-            self._grow(pool, pool.wanted)
+            self._grow(pool, pool.wanted())
 
     def _failed(self, shard: Shard, error: RayError) -> None:
         """It is tried again later, as the worker may be to blame. That its crops were lost with a

@@ -82,22 +82,21 @@ def layout(
     nodes: list[dict[str, float]],
     light: bool,
     like: Layout | None = None,
-    person_net: bool = False,
 ) -> Layout:
     """Share out the nodes' CPUs and GPUs so that all actors of all operators fit on them.
 
     On CPUs a `light` network runs in as many actors as there are CPUs, a thread each: threads that
     share a picture wait for one another, which costs half of the speed where others work, too. A
-    heavy one has an actor for all CPUs of a group, as its memory counts. A `person_net` may run on
-    the GPUs, beside the network. The actors are as large as those of `like`, if it is given: a
-    layout for fewer nodes, or for more.
+    heavy one has an actor for all CPUs of a group, as its memory counts. The actors are as large as
+    those of `like`, if it is given: a layout for fewer nodes, or for more.
 
     Raises PosemillError for people that shall be located on GPUs where there are none.
     """
     gpus = sum(node.get("GPU", 0) for node in nodes)
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= 1)
     if on_gpus if like is None else like.estimate.gpus:
-        if _locates_on_gpus(settings, nodes, person_net, like):
+        locates = settings.locator_device == "cuda" if like is None else like.prepare.gpus > 0
+        if locates:
             chosen = _layout_with_locators(settings, nodes, like)
         else:
             chosen = _layout_on_gpus(settings, nodes, int(gpus), like)
@@ -155,21 +154,6 @@ def _layout_on_gpus(
     )
 
 
-def _locates_on_gpus(
-    settings: AnnotateSettings,
-    nodes: list[dict[str, float]],
-    person_net: bool,
-    like: Layout | None,
-) -> bool:
-    """Whether preparers locate people on the GPUs: then all of them are where GPUs are."""
-    if like is not None:
-        return like.locator_device is not None
-    if settings.locator_device != "auto" or not person_net:
-        return settings.locator_device == "cuda"
-    with_gpus = sum(node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= 1)
-    return with_gpus > 0 and 2 * with_gpus >= sum(node.get("CPU", 0) for node in nodes)
-
-
 def _layout_with_locators(
     settings: AnnotateSettings, nodes: list[dict[str, float]], like: Layout | None
 ) -> Layout:
@@ -177,13 +161,19 @@ def _layout_with_locators(
     hosts = [(int(node.get("GPU", 0)), node.get("CPU", 0.0)) for node in nodes]
     taken = _COMMIT_CPUS + _ESTIMATE_CPUS
     free = [(gpus, cpus - taken * gpus) for gpus, cpus in hosts if gpus and cpus > taken * gpus]
-    each = like.group if like else _even([c for _, c in free], _CPUS_PER_LOCATING_PREPARER)
+    # Each has a context of its own on the GPU: many small ones, so that a small node has one, too,
+    # would be worse than a few CPUs without work.
+    large = [cpus for _, cpus in free if 2 * cpus >= _CPUS_PER_LOCATING_PREPARER]
+    sizes = large or [cpus for _, cpus in free]
+    each = like.group if like else _even(sizes, _CPUS_PER_LOCATING_PREPARER)
     on_nodes = [(gpus, int(cpus / each + 1e-9)) for gpus, cpus in free]
     share = like.prepare.gpus if like else _share(settings.locator_gpus, on_nodes)
     per_gpu = int(settings.locator_gpus / share + 1e-9)
     preparers = max(1, sum(min(count, gpus * per_gpu) for gpus, count in on_nodes))
-    estimators = settings.estimators or max(1, sum(gpus for gpus, _ in hosts))
     rest = round(1 - settings.locator_gpus, 4)
+    places = int(1 / rest) * sum(gpus for gpus, _ in hosts)
+    # Preparers wait for estimators to find their places, so there are no more than can.
+    estimators = max(1, min(settings.estimators or sum(gpus for gpus, _ in hosts), places))
     return Layout(
         Operator("prepare", settings.preparers or preparers, each, share),
         Operator("estimate", estimators, _ESTIMATE_CPUS, rest, _ESTIMATES_AT_ONCE),

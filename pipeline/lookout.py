@@ -5,7 +5,6 @@ A prepare actor that finds people on its device has one of these for all its dec
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from concurrent.futures import Future
@@ -72,29 +71,26 @@ class Lookout:
                     found = list(zip(answers, self._net.look(np.stack(images)), strict=True))
             except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
                 for answer in answers:
-                    answer.set_exception(_told(error))
+                    answer.set_exception(cannot_look(error))
                 continue
             for answer, one in found:
                 answer.set_result(one)
 
     def _next(self) -> list[_Asked]:
         """What waits, at most a batch of it; nothing when it is over."""
-        batch = []
-        with contextlib.suppress(queue.Empty):
+        batch: list[_Asked] = []
+        # Nobody else takes anything out, and when it is to end nobody asks any more.
+        while not batch or (len(batch) < self._net.largest_batch and not self._asked.empty()):
             asked = self._asked.get()
-            while asked is not None:
-                batch.append(asked)
-                if len(batch) >= self._net.largest_batch:
-                    break
-                asked = self._asked.get_nowait()
-            else:
-                # For the next time, when nobody is left.
-                self._asked.put(None)
+            if asked is None:
+                return []
+            batch.append(asked)
         return batch
 
 
-def _told(error: Exception) -> LookoutError:
-    """Each who waits gets one of their own, as a traceback is added where it is raised."""
+def cannot_look(error: Exception) -> LookoutError:
+    """What to tell of an error of the network's. Each who waits gets one of their own, as a
+    traceback is added where it is raised."""
     told = LookoutError(
         f"people cannot be located on this device: {error!r}; --locator-device cpu locates them "
         "without it"

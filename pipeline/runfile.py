@@ -22,15 +22,14 @@ class RunFile:
         self.output = output
         self.fields = fields
 
-    def is_there(self) -> bool:
-        """Whether somebody has begun the output."""
-        return self.output.read(NAME) is not None
-
-    def check(self) -> None:
-        """Raise UsageError, naming what differs, if the output was made with other settings."""
+    def check(self) -> bool:
+        """Whether somebody has begun the output. Raises UsageError, naming what differs, if that
+        was with other settings."""
         data = self.output.read(NAME)
-        if data is not None:
-            self._compare(data)
+        if data is None:
+            return False
+        self._compare(data)
+        return True
 
     def begin(self, described: dict[str, Any]) -> None:
         """Note what the output is made with; `check` it where somebody did before."""

@@ -22,7 +22,7 @@ from pipeline.amend import commit, units_to_do
 from pipeline.errors import InputError, RefusedError
 from pipeline.fetch import fetch
 from pipeline.guard import Decoder
-from pipeline.lookout import Lookout
+from pipeline.lookout import Lookout, cannot_look
 from pipeline.manifest import ShardRef, open_file
 from pipeline.messages import DecoderConfig
 from pipeline.poses import estimate_rows
@@ -59,7 +59,11 @@ class Prepare:
         self.output = output
         self.lookout: Lookout | None = None
         if locator_device is not None:
-            self.lookout = Lookout(config.people.build_net(locator_device), self.pulse)
+            try:
+                net = config.people.build_net(locator_device)
+            except RuntimeError as error:  # whatever a GPU refuses
+                raise cannot_look(error) from error
+            self.lookout = Lookout(net, self.pulse)
         self.pool = [Decoder(config, self.lookout) for _ in range(decoders)]
         self.free: SimpleQueue[Decoder] = SimpleQueue()
         for decoder in self.pool:

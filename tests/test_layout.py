@@ -65,6 +65,9 @@ def test_a_node_that_joins_gets_actors_of_the_same_size(kind: dict[str, float]) 
     assert later.prepare.actors == (6 if kind else 3)
 
 
+ON_GPUS = {"locator_device": "cuda"}
+
+
 def places(chosen: Layout, nodes: list[dict[str, float]], order: tuple[str, ...]) -> dict[str, int]:
     """How many actors of each operator find a place, in this order, as Ray gives places: a share of
     a GPU comes of the one of which the least is left."""
@@ -97,12 +100,14 @@ def places(chosen: Layout, nodes: list[dict[str, float]], order: tuple[str, ...]
         ([node(8, 1), node(64, 4)], 5, 9, 12, 0.125),  # of two kinds
         ([node(32, 4), node(16)], 4, 4, 12, 0.25),  # a node without a GPU prepares nothing
         ([node(4, 8)], 8, 1, 4, 0.25),  # more GPUs than preparers
+        ([node(32, 4), node(1, 1)], 5, 4, 12, 0.25),  # a small node estimates only
+        ([node(64, 4), node(3, 1)], 5, 8, 12, 0.125),
     ],
 )
 def test_preparers_that_locate_share_the_gpus_with_the_estimators(
     nodes: list[dict[str, float]], estimators: int, preparers: int, decoders: int, share: float
 ) -> None:
-    chosen = layout(settings(), nodes, light=True, person_net=True)
+    chosen = layout(settings(**ON_GPUS), nodes, light=True)
     assert (chosen.device, chosen.locator_device) == ("cuda", "cuda")
     assert (chosen.estimate.actors, chosen.prepare.actors) == (estimators, preparers)
     assert (chosen.decoders, chosen.prepare.gpus) == (decoders, share)
@@ -116,62 +121,50 @@ def test_preparers_that_locate_share_the_gpus_with_the_estimators(
 def test_estimators_have_to_be_placed_first() -> None:
     """This is why `Pool.beside` is: small shares go to one GPU, as long as it has room."""
     nodes = [node(32, 4)]
-    chosen = layout(settings(), nodes, light=True, person_net=True)
+    chosen = layout(settings(**ON_GPUS), nodes, light=True)
     assert places(chosen, nodes, ("prepare", "estimate"))["estimate"] == 3
 
 
 @pytest.mark.parametrize("gpus", [0.3, 0.05, 0.95])
 def test_the_share_of_the_locator_is_a_setting(gpus: float) -> None:
-    chosen = layout(settings(locator_gpus=gpus), [node(8, 1)], light=True, person_net=True)
+    chosen = layout(settings(**ON_GPUS, locator_gpus=gpus), [node(8, 1)], light=True)
     assert chosen.prepare.gpus == gpus
     assert chosen.estimate.gpus == pytest.approx(1 - gpus)
 
 
-@pytest.mark.parametrize(
-    ("given", "nodes", "person_net", "device"),
-    [
-        ({}, [node(8, 1)], True, "cuda"),
-        ({}, [node(8, 1)], False, None),  # a detector, or boxes
-        ({}, [node(8)], True, None),
-        ({"device": "cpu"}, [node(8, 1)], True, None),
-        ({"locator_device": "cpu"}, [node(8, 1)], True, None),
-        ({"locator_device": "cuda"}, [node(8, 1)], True, "cuda"),
-        ({}, [node(8, 1), node(8)], True, "cuda"),
-        ({}, [node(8, 1), node(9)], True, None),  # most CPUs would have nothing to do
-        ({"locator_device": "cuda"}, [node(8, 1), node(64)], True, "cuda"),
-        ({"device": "cuda"}, [], True, None),
-    ],
-)
-def test_who_locates(
-    given: dict[str, str], nodes: list[dict[str, float]], person_net: bool, device: str | None
-) -> None:
-    """Decoders, on the CPU, or preparers on the GPUs."""
-    chosen = layout(settings(**given), nodes, light=True, person_net=person_net)
-    assert chosen.locator_device == device
-    assert (chosen.prepare.gpus > 0) == (device == "cuda")
-    assert device or "located" not in chosen.describe()
+@pytest.mark.parametrize("given", [{}, {"device": "cuda"}, {"locator_device": "cpu"}])
+def test_decoders_locate_where_nothing_else_is_said(given: dict[str, str]) -> None:
+    chosen = layout(settings(**given), [node(8, 1)], light=True)
+    assert (chosen.device, chosen.locator_device, chosen.prepare.gpus) == ("cuda", None, 0)
+    assert "located" not in chosen.describe()
+
+
+def test_no_more_estimators_than_find_a_place() -> None:
+    """Preparers would wait for them."""
+    given = settings(**ON_GPUS, estimators=8)
+    assert layout(given, [node(64, 4)], light=True).estimate.actors == 4
 
 
 def test_late_nodes_get_preparers_that_locate_as_the_first_ones_do() -> None:
-    first = layout(settings(), [node(16, 1)], light=True, person_net=True)
+    first = layout(settings(**ON_GPUS), [node(16, 1)], light=True)
     assert (first.prepare.actors, first.prepare.gpus) == (2, 0.125)
     nodes = [node(16, 1), node(64, 2), node(64), node(4, 1)]
-    later = layout(settings(), nodes, True, first, person_net=True)
+    later = layout(settings(**ON_GPUS), nodes, True, first)
     assert (later.prepare.cpus, later.prepare.gpus) == (first.prepare.cpus, 0.125)
     # Of the large one no more than its GPUs have shares for, of that without a GPU none.
     assert later.prepare.actors == 2 + 4
     assert (later.estimate.actors, later.estimate.gpus) == (4, 0.75)
     assert later.locator_device == "cuda"
-    gone = layout(settings(), [node(64)], True, first, person_net=True)
+    gone = layout(settings(**ON_GPUS), [node(64)], True, first)
     assert (gone.locator_device, gone.prepare.gpus) == ("cuda", 0.125)
 
 
 def test_locating_on_gpus_without_one_is_refused() -> None:
     given = settings(locator_device="cuda")
     with pytest.raises(PosemillError, match=r"--locator-device cuda: .*no GPU; add .* leave --loc"):
-        layout(given, [node(8)], light=True, person_net=True)
+        layout(given, [node(8)], light=True)
     both = settings(device="cuda", locator_device="cuda")
-    chosen = layout(both, [node(8)], light=True, person_net=True)
+    chosen = layout(both, [node(8)], light=True)
     with pytest.raises(PosemillError, match=r"0.75 GPU free .* or --locator-device"):
         check_placement(chosen, [node(8)])
 

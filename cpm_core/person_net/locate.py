@@ -86,12 +86,14 @@ class PersonNetLocator:
             batch = images[len(found) : len(found) + self.largest_batch]
             try:
                 found += self._peaks(batch)
+                continue
             except torch.cuda.OutOfMemoryError:
                 if self.largest_batch == 1:
                     raise
-                self.largest_batch //= 2
-                torch.cuda.empty_cache()
-                log.warning("GPU memory is short: locating %d at a time", self.largest_batch)
+            # Out of the handler, as the exception holds what the batch has taken.
+            self.largest_batch //= 2
+            torch.cuda.empty_cache()
+            log.warning("GPU memory is short: locating %d at a time", self.largest_batch)
         return found
 
     @torch.inference_mode()
@@ -112,8 +114,10 @@ class PersonNetLocator:
         batch = torch.from_numpy(padded(images) if on_gpu else images)
         if on_gpu:
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        # Permuted, an (N, H, W, 3) array is a channels-last tensor as it stands.
-        maps: list[Tensor] = self.model(batch.permute(0, 3, 1, 2))
+        # By default PyTorch's convolutions are TF32 on a GPU; a box is to be the same everywhere.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            # Permuted, an (N, H, W, 3) array is a channels-last tensor as it stands.
+            maps: list[Tensor] = self.model(batch.permute(0, 3, 1, 2))
         return maps
 
 

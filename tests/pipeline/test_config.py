@@ -86,7 +86,7 @@ CHANGED: dict[str, Any] = {
     "stall_after": 5.0,
     "address": "auto",
     "device": "cpu",
-    "locator_device": "cpu",
+    "locator_device": "cuda",
     "locator_gpus": 0.5,
     "estimators": 2,
     "preparers": 2,

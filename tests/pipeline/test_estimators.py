@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cpm_core import cpu
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator, load
 from cpm_core.info import WeightsInfo
+from cpm_core.locators import read_locator
 from cpm_core.model import Cpm
 from cpm_core.skeleton import load_skeleton
 from cpm_core.weights import Weights, load_weights
@@ -22,6 +24,7 @@ from pipeline.estimators import EstimatorSettings, EstimatorSpec
 
 pytest.importorskip("openvino")
 
+ROOT = Path(__file__).parents[2]
 FP32 = EstimatorSettings("fp32")
 
 
@@ -49,6 +52,7 @@ def crops(count: int, size: int) -> np.ndarray:
         ("cpm-lite", "cpu", {"refinement": "quarter", "box_factor": 2.0}, True, True),
         ("cpm-vgg", "cpu", {}, True, True),
         ("cpm", "cpu", {}, True, False),  # PyTorch is quicker in the frequency domain
+        ("cpm", "cpu", {"precision": "bf16"}, True, True),
         ("cpm-lite", "cpu", {"flip": True}, True, False),
         ("cpm-lite", "cpu", {"scales": (0.8, 1.0)}, True, False),
         ("cpm-lite", "cuda", {}, True, False),
@@ -107,14 +111,34 @@ def test_a_picture_with_boxes_and_what_is_refused() -> None:
         estimator.estimate_crops(crops(1, 64))
 
 
-def test_a_worker_without_openvino_has_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes need not be alike."""
+WITHOUT_OPENVINO = """
+import importlib.util, pickle, sys
+from pathlib import Path
+import numpy as np
+sys.modules["openvino"] = None
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "openvino" else found(name, *rest)
+spec, locator, crops = pickle.loads(Path(sys.argv[1]).read_bytes())
+np.save(sys.argv[2], spec.build().estimate_crops(crops))
+locator.build().locate(np.zeros((64, 64, 3), np.uint8))
+print("torch" in sys.modules)
+"""
+
+
+def test_a_worker_without_openvino_has_pytorch(tmp_path: Path) -> None:
+    """Nodes need not be alike: what they are sent must be readable there, too."""
     spec = EstimatorSpec.of(weights_of("cpm-lite"), FP32).placed("cpu", 1)
-    expected = spec.build().estimate_crops(crops(2, 192))
-    monkeypatch.setattr(cpu, "has_openvino", lambda: False)
-    built = spec.build()
-    assert isinstance(built, Estimator)
-    np.testing.assert_allclose(built.estimate_crops(crops(2, 192)), expected, atol=0.05)
+    locator = read_locator("person-net").compiled()
+    assert spec.compiled is not None
+    assert locator.net is not None
+    seen = crops(2, 192)
+    (tmp_path / "sent").write_bytes(pickle.dumps((spec, locator, seen)))
+    command = [sys.executable, "-c", WITHOUT_OPENVINO, "sent", "found.npy"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.split() == ["True"], done.stderr
+    expected = spec.build().estimate_crops(seen)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=0.05)
 
 
 WORKER = """
@@ -135,6 +159,5 @@ def test_a_worker_on_a_cpu_imports_no_pytorch(tmp_path: Path) -> None:
     spec = EstimatorSpec.of(weights_of("cpm-lite"), EstimatorSettings()).placed("cpu", 1)
     (tmp_path / "spec").write_bytes(pickle.dumps(spec))
     command = [sys.executable, "-c", WORKER, str(tmp_path / "spec")]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines() == ["(5, 14, 3)", "[]"], done.stderr

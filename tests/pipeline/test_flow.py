@@ -336,6 +336,26 @@ def test_small_shares_of_gpus_wait_for_the_large_ones(
     assert [len(p.members) for p in going.pools] == [3, 3, 1]
 
 
+def test_small_shares_do_not_wait_for_what_never_comes(
+    flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three estimators one finds a place: after a while, all preparers are made."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    small, large = pool(First, ledger), pool(Second, ledger)
+    small.beside, small.size, large.size = large, 4, 2
+    going = flow(small, large, pool(Last, ledger))
+    missing = large.members[1]
+    missing.node = None
+    assert len(list(going.run(refs(2), True))) == 2
+    missing.node = None
+    large.members[0].node = "here"
+    assert small.wanted() == 2
+    monkeypatch.setattr(flow_module, "_PATIENCE_S", 0.0)
+    assert small.wanted() == 4
+    large.members[0].node = None
+    assert small.wanted() == 1
+
+
 @pytest.mark.parametrize(("how", "told"), [("raises", "no such device"), ("dies", "in a row")])
 def test_workers_that_cannot_start_end_the_run(
     how: str, told: str, flow: Callable[..., Flow]
