@@ -78,7 +78,7 @@ class LocatorSpec:
     def build_net(self, device: str, threads: int = 1) -> PersonNetLocator:
         """The person-net, as `build`, where that is what this names."""
         assert self.suits_gpu
-        # Only this one needs torch, which takes seconds to import.
+        # Nothing else here needs torch, which takes seconds to import.
         from cpm_core.person_net import PersonNetLocator
 
         return PersonNetLocator(threshold=self.threshold, device=device, threads=threads)

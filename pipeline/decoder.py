@@ -2,7 +2,7 @@
 
 A child of the prepare actor (see `pipeline.guard`), started as `python -m pipeline.decoder FD
 LIFELINE SHARED`. Whatever an input does to it (crash, hang, memory) hits this process alone. It
-imports no Ray, and torch only where it finds people itself with a person-net.
+imports no Ray, and torch only where it finds people itself and there is no OpenVINO.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Decoder:
     With a `lookout` the process asks who is in a picture, one at a time, and waits for the answer.
     (To decode the next frame of a video meanwhile, frames would have to be held and, where one is
     damaged, given out before the error; more decoder processes keep the CPUs busy as well.) The
-    time until the answer is not the unit's. Raises LookoutError where there is none.
+    time until the answer is not the unit's, whose own starts anew with it. Raises LookoutError
+    where there is none.
     """
 
     def __init__(self, config: DecoderConfig, lookout: Lookout | None = None) -> None:

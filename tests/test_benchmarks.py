@@ -24,6 +24,7 @@ MODULES = [
     "gpu",
     "memory",
     "simulate",
+    "startup",
     "throughput",
     "train_scaling",
 ]

@@ -12,7 +12,7 @@ from cpm_core.person_net.peaks import peaks
 
 @dataclass(frozen=True)
 class CompiledPersonNet:
-    """What travels: the graph of the last stage's maps, for inputs of `size` pixels."""
+    """What travels: the graph, for inputs of `size` pixels."""
 
     graph: Graph
     size: int
