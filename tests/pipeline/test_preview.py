@@ -35,7 +35,7 @@ def test_a_damaged_part_is_no_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     """One line, too."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "part-0.parquet").write_bytes(b"no table")
-    assert main(["preview", "--output", str(tmp_path), "--to", str(tmp_path / "a.png")]) == 2
+    assert main(["preview", str(tmp_path), "--to", str(tmp_path / "a.png")]) == 2
     assert "holds no annotation table" in capsys.readouterr().err
 
 
