@@ -101,8 +101,8 @@ class Run:
             return self._annotate(manifest, lock)
 
     def _check(self) -> None:
-        """Whether the output was made with these settings, or the weights are good for a new
-        one."""
+        """Refuse other settings than the output was begun with, and what is no weights for a new
+        one: those of an old one were looked at when it was begun."""
         if not self.run_file.check():
             self.weights.load()
 
