@@ -46,7 +46,7 @@ THRESHOLD = 0.02
 def annotate(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`posemill annotate` on two GPUs, in whose place the CPU computes."""
     return subprocess.run(
-        [sys.executable, "-c", GPUS_THAT_ARE_NONE, "annotate", *words],
+        [sys.executable, "-c", GPUS_THAT_ARE_NONE, "annotate", *words, "--locator-device", "cuda"],
         env=job_environment() | environment,
         cwd=REPOSITORY,
         capture_output=True,
