@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from cpm_core.batches import in_batches, padded
 from cpm_core.cpu import has_bf16
 from cpm_core.decode import Refinement, decode
 from cpm_core.frequency import quicken
@@ -25,8 +25,6 @@ from cpm_core.lite import fold_batch_norm
 from cpm_core.networks import Network, quickest
 from cpm_core.views import flip_back, resample
 from cpm_core.weights import Weights, load_weights
-
-log = logging.getLogger("posemill")
 
 RELEASE_SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 """The scales at which the original release looks at every person."""
@@ -124,40 +122,20 @@ class Estimator(KeypointEstimator):
     def _in_batches(self, crops: NDArray[np.uint8], every_stage: bool) -> NDArray[np.float32]:
         """Keypoints (T, N, K, 3) after every stage, or only the last (T = 1)."""
         stages = self.info.config.stages if every_stage else 1
-        results = [np.empty((stages, 0, len(self.info.skeleton), 3), np.float32)]
-        start = 0
-        while start < len(crops):
-            batch = crops[start : start + self.largest_batch]
-            try:
-                results.append(self._run(batch, every_stage))
-                start += len(batch)
-                continue
-            except torch.cuda.OutOfMemoryError:
-                if self.largest_batch == 1:
-                    raise
-            # Out of the handler, as the exception holds what the batch has taken.
-            self.largest_batch //= 2
-            torch.cuda.empty_cache()
-            log.warning("GPU memory is short: going on with batches of %d", self.largest_batch)
-        return np.concatenate(results, axis=1)
+        nobody = np.empty((stages, 0, len(self.info.skeleton), 3), np.float32)
+        found = in_batches(self, crops, lambda batch: self._run(batch, every_stage))
+        return np.concatenate([nobody, *found], axis=1)
 
     @torch.inference_mode()
     def _run(self, crops: NDArray[np.uint8], every_stage: bool) -> NDArray[np.float32]:
-        images = torch.from_numpy(self._padded(crops))
         if self.device.type == "cuda":
+            images = torch.from_numpy(padded(crops, _GPU_BATCHES))
             images = images.pin_memory().to(self.device, non_blocking=True)
+        else:
+            # Torch takes writable arrays only; those of an Arrow table are not.
+            images = torch.from_numpy(np.require(crops, requirements=("C", "W")))
         maps = self._belief(images, every_stage)
         return decode(maps[:, : len(crops), :-1], self.info.config.cell_offset, self.refinement)
-
-    def _padded(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """On a GPU, repeat the last crop up to the next fixed batch size: few shapes, few plans.
-
-        Torch takes writable arrays only; those of an Arrow table are not.
-        """
-        if self.device.type != "cuda":
-            return np.require(crops, requirements=("C", "W"))
-        target = min(size for size in _GPU_BATCHES if size >= len(crops))
-        return np.concatenate([crops, np.repeat(crops[-1:], target - len(crops), axis=0)])
 
     def _belief(self, images: Tensor, every_stage: bool) -> Tensor:
         """Maps (T, N, K + 1, H, W) on the base crop's grid, averaged over views and mirroring."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cpm_core.batches import in_batches, padded
 from cpm_core.errors import LocatorError
 from cpm_core.lite import fold_batch_norm
 from cpm_core.looks import Found, boxed, people
@@ -19,8 +19,6 @@ from cpm_core.people import People, Picture
 from cpm_core.person_net.info import KIND, checked_threshold
 from cpm_core.person_net.peaks import peaks
 from cpm_core.person_net.weights import PersonNetWeights, load_person_net
-
-log = logging.getLogger("posemill")
 
 _CPU_BATCH = 8
 _GPU_BATCHES = (32, 16, 8, 4, 2, 1)
@@ -81,20 +79,7 @@ class PersonNetLocator:
         On a GPU batches are padded to a few fixed sizes; when it runs out of memory, the batch is
         halved for good. Raises torch.cuda.OutOfMemoryError where one picture is too much.
         """
-        found: list[Found] = []
-        while len(found) < len(images):
-            batch = images[len(found) : len(found) + self.largest_batch]
-            try:
-                found += self._peaks(batch)
-                continue
-            except torch.cuda.OutOfMemoryError:
-                if self.largest_batch == 1:
-                    raise
-            # Out of the handler, as the exception holds what the batch has taken.
-            self.largest_batch //= 2
-            torch.cuda.empty_cache()
-            log.warning("GPU memory is short: locating %d at a time", self.largest_batch)
-        return found
+        return [found for batch in in_batches(self, images, self._peaks) for found in batch]
 
     @torch.inference_mode()
     def belief(self, picture: Picture) -> tuple[Picture, NDArray[np.float32]]:
@@ -111,7 +96,7 @@ class PersonNetLocator:
     def _maps(self, images: NDArray[np.uint8]) -> list[Tensor]:
         """Maps of at least so many images."""
         on_gpu = self.device.type == "cuda"
-        batch = torch.from_numpy(padded(images) if on_gpu else images)
+        batch = torch.from_numpy(padded(images, _GPU_BATCHES) if on_gpu else images)
         if on_gpu:
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         # By default PyTorch's convolutions are TF32 on a GPU; a box is to be the same everywhere.
@@ -119,10 +104,3 @@ class PersonNetLocator:
             # Permuted, an (N, H, W, 3) array is a channels-last tensor as it stands.
             maps: list[Tensor] = self.model(batch.permute(0, 3, 1, 2))
         return maps
-
-
-def padded(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """With the last image (N, H, W, 3) repeated up to the next fixed batch size of a GPU: few
-    shapes, few plans."""
-    target = min(size for size in _GPU_BATCHES if size >= len(images))
-    return np.concatenate([images, np.repeat(images[-1:], target - len(images), axis=0)])

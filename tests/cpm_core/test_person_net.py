@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 
+from cpm_core.batches import padded
 from cpm_core.errors import LocatorError
 from cpm_core.looks import NetElsewhere, boxed, people
 from cpm_core.person_net import PersonNetLocator
 from cpm_core.person_net.config import SIZE_UNIT, PersonNetConfig
 from cpm_core.person_net.info import PersonNetInfo
-from cpm_core.person_net.locate import padded
 from cpm_core.person_net.losses import TargetMaps, box_loss, centre_loss, giou
 from cpm_core.person_net.net import MAPS, PersonNet
 from cpm_core.person_net.peaks import peaks
@@ -263,7 +263,7 @@ def test_out_of_memory_halves_the_batch_and_loses_no_picture(weights, short_of_m
     for found, same in zip(locator.locate_batch(pictures), expected, strict=True):
         np.testing.assert_allclose(found.boxes, same.boxes, atol=0.05)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
-    assert "locating 2 at a time" in caplog.text
+    assert "batches of 2" in caplog.text
 
 
 def test_memory_that_is_too_small_for_one_picture_is_an_error(short_of_memory, monkeypatch):
@@ -281,7 +281,7 @@ def test_memory_that_is_too_small_for_one_picture_is_an_error(short_of_memory, m
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (9, 16), (32, 32)])
 def test_batches_of_a_gpu_have_few_sizes(count, size):
     images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    full = padded(images)
+    full = padded(images, (32, 16, 8, 4, 2, 1))
     assert full.dtype == np.uint8
     assert full.ravel().tolist() == [*range(count), *[count - 1] * (size - count)]
 
