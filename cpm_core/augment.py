@@ -18,6 +18,11 @@ from cpm_core.skeleton import Skeleton
 
 LEAST_FOR_A_PART = 6
 """Labelled joints of whom a part can be chosen."""
+PART_SHARES = (0.4, 0.7)
+"""Least and largest share of the labelled joints that a part has."""
+MOST_RECTANGLES = 3
+RECTANGLE_SIDES = (0.05, 0.25)
+"""Shortest and longest side of what is painted over, as a share of the crop's."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def _part(sample: Sample, rng: np.random.Generator) -> NDArray[np.float64]:
         return sample.box
     seed = points[rng.integers(len(points))]
     nearest = np.argsort(np.linalg.norm(points - seed, axis=1), kind="stable")
-    count = round(len(points) * rng.uniform(0.4, 0.7))
+    count = round(len(points) * rng.uniform(*PART_SHARES))
     low, high = (f(points[nearest[:count]], axis=0) for f in (np.min, np.max))
     size = np.maximum(high - low, max(sample.box[2:]) / 4)
     return np.concatenate([(low + high) / 2 - size / 2, size])
@@ -122,8 +127,8 @@ def _erase(crop: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
     """One to three rectangles of one colour each, sides 5 to 25 % of the crop's."""
     size = len(crop)
     crop = crop.copy()
-    for _ in range(rng.integers(1, 4)):
-        width, height = (size * rng.uniform(0.05, 0.25, 2)).astype(int).clip(min=1)
+    for _ in range(rng.integers(1, MOST_RECTANGLES + 1)):
+        width, height = (size * rng.uniform(*RECTANGLE_SIDES, 2)).astype(int).clip(min=1)
         left, top = rng.integers(0, size - width + 1), rng.integers(0, size - height + 1)
         crop[top : top + height, left : left + width] = rng.integers(0, 256, 3)
     return crop

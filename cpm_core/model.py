@@ -84,21 +84,22 @@ class Cpm(nn.Module):
         return (x - self.mean) / self.std
 
     def centre_for(self, x: Tensor) -> Tensor | None:
-        """(B, 1, H, W) centre map for a batch, or None; made anew for an unusual input size."""
+        """(B, 1, H, W) centre map for a batch, or None; made anew, on the device, for an unusual
+        input size."""
         if not self.config.centre_sigma:
             return None
         size, centre = x.shape[-1], self.centre
         if size != self.config.input_size:
-            centre = centre_map(self.config.at_size(size), size)
+            centre = centre_map(self.config.at_size(size), size, x.device)
         return centre.to(x).expand(x.shape[0], -1, -1, -1)
 
 
-def centre_map(config: CpmConfig, size: int) -> Tensor:
+def centre_map(config: CpmConfig, size: int, device: torch.device | None = None) -> Tensor:
     """(1, 1, size / 8, size / 8) Gaussian around pixel size / 2, averaged over cells, as released.
 
     Half a pixel off the crop's middle; trained weights expect it there.
     """
-    position = torch.arange(size, dtype=torch.float32) - size / 2
+    position = torch.arange(size, dtype=torch.float32, device=device) - size / 2
     line = torch.exp(-(position**2) / (2 * config.centre_sigma**2))
     full = (line[:, None] * line[None, :])[None, None]
     ceil = config.pooling == "ceil"

@@ -103,10 +103,10 @@ class Recipe:
         """Factor on the network's label sigma for a share 0..1 of the run."""
         return self.first_sigma + (self.last_sigma - self.first_sigma) * progress
 
-    def rate_at(self, step: int, total: int) -> float:
-        """Factor on the learning rates: linear warm-up, then the schedule."""
+    def rate_at(self, step: int, progress: float) -> float:
+        """Factor on the learning rates: linear warm-up by steps, the schedule by the share 0..1 of
+        the run."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        progress = min(1.0, step / max(1, total))
         match self.schedule:
             case "cosine":
                 return warm * 0.5 * (1 + math.cos(math.pi * progress))

@@ -81,14 +81,22 @@ class Fit:
         self.total_steps = total_steps
         self.rank, self.world = rank, world
         self.step_number = 0
+        self._anchor = (0, 0.0)
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizer = _optimizer(model, recipe, student)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, 0..1."""
-        return self.step_number / max(1, self.total_steps)
+        """Share of the run that is done, 0..1; it never falls."""
+        step, done = self._anchor
+        since = (1 - done) * (self.step_number - step)
+        return min(1.0, done + since / max(1, self.total_steps - step))
+
+    def replan(self, total_steps: int) -> None:
+        """Another number of steps in all: what is left of the run is spread over those to come."""
+        self._anchor = (self.step_number, self.progress)
+        self.total_steps = total_steps
 
     def step(self, batch: Batch, total: int | None = None) -> Tensor:
         """One update; this worker's part (T,) of each stage's loss, and with a student (T + 1,).
@@ -108,7 +116,7 @@ class Fit:
         """Set learning rates and gradients for the step to come; the losses as in `step`."""
         self.network.train()
         freeze(self.model, self.recipe)
-        factor = self.recipe.rate_at(self.step_number, self.total_steps)
+        factor = self.recipe.rate_at(self.step_number, self.progress)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         if self.model.config.dropout:
@@ -160,14 +168,17 @@ class Fit:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step_number": self.step_number,
+            "anchor": self._anchor,
         } | ({} if self.student is None else {"regressor": self.student.regressor.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(_as_here(state["optimizer"], self.optimizer))
         self.step_number = int(state["step_number"])
+        step, done = state.get("anchor", (0, 0.0))
+        self._anchor = (int(step), float(done))
         if self.student is not None:
             self.student.regressor.load_state_dict(state["regressor"])
 
@@ -182,6 +193,15 @@ def _optimizer(model: Cpm, recipe: Recipe, student: Student | None) -> torch.opt
     # One kernel for all parameters. On CPUs the plain one stays, and with it every bit.
     fused = next(model.parameters()).device.type == "cuda"
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=fused or None)
+
+
+def _as_here(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state, fused where this one is: that follows from the device, not the file."""
+    groups = [
+        {**group, "fused": mine["fused"]} if "fused" in mine else group
+        for group, mine in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state, "param_groups": groups}
 
 
 def _seed_dropout(seed: int, step: int, rank: int) -> None:

@@ -5,3 +5,8 @@
 
 No cluster and no loaders: a GPU cuts crops faster than CPUs can send them.
 """
+
+import time
+
+STARTED = time.monotonic()
+"""About when the process began, where this is a program's own package: before PyTorch is there."""

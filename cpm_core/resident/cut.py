@@ -11,12 +11,21 @@ from cpm_core.resident.pictures import LEVELS, Pictures
 from cpm_core.training import Batch
 
 
-def cut(pictures: Pictures, draws: Draws, size: int) -> Batch:
+def cut(
+    pictures: Pictures,
+    draws: Draws,
+    size: int,
+    layout: torch.memory_format = torch.channels_last,
+) -> Batch:
     """The crops (B, size, size, 3) of some draws, all on the device of the pictures.
 
-    Where a crop shrinks its picture by two or four, it is taken from the one averaged down to that,
-    as `cpm_core.geometry.warp` averages: plain bilinear sampling would skip pixels and alias. The
-    choice is a shift of coordinates, not a branch, so the device is never waited for.
+    Where a crop shrinks its picture by two or more, it is taken from the one averaged down to a
+    half or a quarter: plain bilinear sampling would skip pixels and alias. (`geometry.warp` does so
+    by whole numbers and as far as it takes.) The choice is a shift of coordinates, not a branch, so
+    the device is never waited for.
+
+    `layout` is how the crops lie in memory, seen as images (B, 3, size, size): a network follows
+    that of its input, whatever its weights have.
     """
     crops = _sampled(pictures, draws, size)
     crops = (crops * _per_crop(draws.gain) + _per_crop(draws.bias[:, None])).clamp(0, 255)
@@ -25,7 +34,7 @@ def cut(pictures: Pictures, draws: Draws, size: int) -> Batch:
         crops = _erased(crops, rectangle, size)
     has_others = draws.others.shape[1] > 0
     return Batch(
-        crops.byte().permute(0, 2, 3, 1).contiguous(),
+        crops.byte().contiguous(memory_format=layout).permute(0, 2, 3, 1),
         _in_pixels(draws.keypoints, size),
         draws.labelled,
         _in_pixels(draws.others, size) if has_others else None,
@@ -43,7 +52,10 @@ def _sampled(pictures: Pictures, draws: Draws, size: int) -> Tensor:
     x, y = _places(pictures, draws, size)
     grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
     planes = pictures.tensor[draws.picture].permute(0, 3, 1, 2).float()
-    return F.grid_sample(planes, grid, mode="bilinear", align_corners=True).round()
+    # No place is outside of the tensor, so the padding changes nothing; but with zeros PyTorch
+    # would take cuDNN's sampler, which refuses some shapes.
+    sampled = F.grid_sample(planes, grid, "bilinear", padding_mode="border", align_corners=True)
+    return sampled.round()
 
 
 def _places(pictures: Pictures, draws: Draws, size: int) -> tuple[Tensor, Tensor]:

@@ -7,19 +7,21 @@ where it stopped; a few numbers per sample then move to the device once per epoc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cpm_core.augment import LEAST_FOR_A_PART, Augmentation
+from cpm_core.augment import (
+    LEAST_FOR_A_PART,
+    MOST_RECTANGLES,
+    PART_SHARES,
+    RECTANGLE_SIDES,
+    Augmentation,
+)
 from cpm_core.resident.pack import Pack
 from cpm_core.skeleton import Skeleton
-
-_MOST_RECTANGLES = 3
-_SHORTEST_RECTANGLE, _LONGEST_RECTANGLE = 0.05, 0.25
-_LEAST_PART, _LARGEST_PART = 0.4, 0.7
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,23 @@ class Draws:
         return len(self.picture)
 
     def to(self, device: torch.device) -> Draws:
-        """The same on a device."""
-        return Draws(**{name: value.to(device) for name, value in vars(self).items()})
+        """The same on a device; the host does not wait for a GPU to have them."""
+        pinned = device.type == "cuda"
+        return Draws(
+            **{
+                name: (value.pin_memory() if pinned else value).to(device, non_blocking=pinned)
+                for name, value in vars(self).items()
+            }
+        )
 
-    def part(self, chosen: slice) -> Draws:
-        """Some of them."""
-        return Draws(**{name: value[chosen] for name, value in vars(self).items()})
+    def part(self, chosen: slice, people: int) -> Draws:
+        """Some of them, with that many other people at most."""
+        some = Draws(**{name: value[chosen] for name, value in vars(self).items()})
+        return replace(
+            some,
+            others=some.others[:, :people],
+            others_labelled=some.others_labelled[:, :people],
+        )
 
 
 class Samples:
@@ -68,7 +81,7 @@ class Samples:
         self.box = torch.from_numpy(pack.box).double()
         self.keypoints = torch.from_numpy(pack.keypoints).double()
         self.labelled = torch.from_numpy(pack.labelled)
-        counts = torch.from_numpy(pack.others_count).long()
+        self.others_count = counts = torch.from_numpy(pack.others_count).long()
         people = int(counts.max()) if len(counts) else 0
         there = torch.arange(people) < counts[:, None]
         shape = (len(counts), people, len(self.skeleton))
@@ -156,7 +169,7 @@ def _parts(box: Tensor, points: Tensor, labelled: Tensor, dice: _Dice) -> Tensor
     seed = points[torch.arange(len(points)), chosen]
     distance = (points - seed[:, None]).norm(dim=2).where(labelled, torch.tensor(math.inf))
     rank = distance.argsort(dim=1, stable=True).argsort(dim=1)
-    taken = (count * dice.between(_LEAST_PART, _LARGEST_PART)).round()
+    taken = (count * dice.between(*PART_SHARES)).round()
     near = (rank < taken[:, None])[..., None]
     low = points.where(near, torch.tensor(math.inf)).amin(dim=1)
     high = points.where(near, torch.tensor(-math.inf)).amax(dim=1)
@@ -177,10 +190,10 @@ def _rectangles(dice: _Dice, share: float) -> Tensor:
     """(N, 3, 7) as in `Draws`: one to three of them in a share of the crops."""
     if not share:
         return torch.zeros((dice.count, 0, 7), dtype=torch.float64)
-    sides = dice.between(_SHORTEST_RECTANGLE, _LONGEST_RECTANGLE, _MOST_RECTANGLES, 2)
-    places = dice.between(0, 1, _MOST_RECTANGLES, 2)
-    colors = dice.between(0, 256, _MOST_RECTANGLES, 3).floor()
-    wanted = 1 + (dice.between() * _MOST_RECTANGLES).floor()
+    sides = dice.between(*RECTANGLE_SIDES, MOST_RECTANGLES, 2)
+    places = dice.between(0, 1, MOST_RECTANGLES, 2)
+    colors = dice.between(0, 256, MOST_RECTANGLES, 3).floor()
+    wanted = 1 + (dice.between() * MOST_RECTANGLES).floor()
     wanted = torch.where(dice.between() < share, wanted, 0)
-    there = torch.arange(_MOST_RECTANGLES) < wanted[:, None]
+    there = torch.arange(MOST_RECTANGLES) < wanted[:, None]
     return torch.cat([sides * there[..., None], places, colors], dim=2)

@@ -24,7 +24,7 @@ def _progress_line(record: dict[str, Any]) -> str:
     losses = " ".join(f"{loss:.4g}" for loss in record["loss"])
     return (
         f"epoch {record['epoch']:.2f}, {record['size']} px, loss {losses}, "
-        f"{record['samples_per_second']:,.0f} samples/s, waiting {record['wait_share']:.1%}, "
+        f"{record['samples_per_second']:,.0f} samples/s, cutting {record['cut_share']:.1%}, "
         f"{record['seconds_left'] / 60:.1f} min left"
     )
 

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpm_core.errors import CpmError
 from cpm_core.resident.clock import Stopwatch
 from cpm_core.resident.feed import Feed
-from cpm_core.resident.plan import Plan
+from cpm_core.resident.plan import Plan, check_finite
 from cpm_core.result import Best
 from cpm_core.training import Fit, stage_pck
 
@@ -46,6 +45,7 @@ class Loop:
         self.plan, self.deadline = plan, deadline
         self._cutting = Stopwatch(feed.device)
         self._losses: list[Tensor] = []
+        self._made_size = 0
         self._since = time.monotonic()
 
     def run(self) -> bool:
@@ -64,13 +64,13 @@ class Loop:
                 tuned = due
                 self._tune()
                 self.after_tune()
+                self._since = time.monotonic()
         return True
 
     @property
     def size(self) -> int:
         """Crop size of the step that was made last."""
-        made = max(0, self.fit.step_number - 1)
-        return self.fit.recipe.size_at(made / max(1, self.fit.total_steps))
+        return self._made_size or self.fit.recipe.size_at(self.fit.progress)
 
     def _step(self) -> None:
         fit = self.fit
@@ -80,6 +80,7 @@ class Loop:
         with self._cutting.running():
             batch = self.feed.train(fit.step_number, size)
         self._losses.append(fit.step(batch))
+        self._made_size = size
 
     def _interval(self) -> None:
         """Add up the losses, which waits for the device; tell how it goes.
@@ -91,11 +92,7 @@ class Loop:
         losses = torch.stack(self._losses).mean(dim=0).tolist()
         seconds = max(time.monotonic() - self._since, 1e-6)
         steps = len(self._losses)
-        if not all(abs(loss) < float("inf") for loss in losses):
-            raise CpmError(
-                f"the loss is {losses} at step {self.fit.step_number}: training diverged; begin "
-                "again with a lower --learning-rate"
-            )
+        check_finite(losses, self.fit.step_number)
         if self.plan:
             self.plan.learn(self.size, seconds / steps)
         left = (self.fit.total_steps - self.fit.step_number) * seconds / steps
@@ -104,7 +101,7 @@ class Loop:
             loss=losses,
             learning_rate=self.fit.optimizer.param_groups[-1]["lr"],
             samples_per_second=steps * self.feed.recipe.batch_size / seconds,
-            wait_share=self._cutting.take() / seconds,
+            cut_share=self._cutting.take() / seconds,
             seconds_left=left,
         )
         self._losses, self._since = [], time.monotonic()
@@ -130,8 +127,7 @@ class Loop:
             self._tell("tune", tune_pck=by_stage)
         if self.plan and self.fit.step_number < self.fit.total_steps:
             left = self.plan.steps_left(self.fit.progress, self.deadline - time.monotonic())
-            self.fit.total_steps = self.fit.step_number + left
-        self._since = time.monotonic()
+            self.fit.replan(self.fit.step_number + left)
 
     def _tell(self, kind: str, **values: Any) -> None:
         step = self.fit.step_number

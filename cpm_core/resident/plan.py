@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from cpm_core.errors import CpmError
 from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe
 from cpm_core.resident.clock import synchronise
@@ -18,8 +20,8 @@ from cpm_core.training import Fit, stage_pck
 
 _WARM_UP_STEPS = 3
 _MEASURED_S = 1.5
-_RESERVE_S = 3.0
-"""For writing the weights."""
+_ENDLESS = 10**9
+"""Steps of a run in which those that are measured are the first ones."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Plan:
 
     def steps_left(self, progress: float, seconds: float) -> int:
         """How many more steps fit into `seconds` from that share of the run on; at least one."""
-        left = seconds - _RESERVE_S - self.tune_s * self.tunes * (1 - progress)
+        left = seconds - self.tune_s * self.tunes * (1 - progress)
         return max(1, int(left / (self.factor * self._mean_step_s(progress))))
 
     def _mean_step_s(self, progress: float) -> float:
@@ -59,7 +61,8 @@ class Plan:
 
 def rehearsed(feed: Feed, fit: Fit, tunes: int) -> Plan:
     """Measure steps of every size and a look at the tuning split; the fit is as before then."""
-    before = copy.deepcopy(fit.state_dict())
+    before, total_steps = copy.deepcopy(fit.state_dict()), fit.total_steps
+    fit.total_steps = _ENDLESS
     sizes = sorted({phase.size for phase in fit.recipe.phases})
     step_s = {size: _seconds_per_step(feed, fit, size) for size in sizes}
 
@@ -70,25 +73,28 @@ def rehearsed(feed: Feed, fit: Fit, tunes: int) -> Plan:
 
     tune_s = _seconds_of(look, feed.device) if len(feed.tune_rows) else 0.0
     fit.load_state_dict(before)
+    fit.total_steps = total_steps
     return Plan(fit.recipe, step_s, tune_s, tunes)
 
 
 def quickest_layout(feed: Feed, model: Cpm) -> str:
     """The name of the memory format in which steps take least on the feed's device."""
-    size = feed.recipe.phases[-1].size
+    size, before = feed.recipe.phases[-1].size, feed.layout
     seconds = {}
     for name, layout in LAYOUTS.items():
         twin = copy.deepcopy(model).to(feed.device, memory_format=layout)  # type: ignore[call-overload]
-        seconds[name] = _seconds_per_step(feed, Fit(twin, feed.recipe, 1), size)
+        feed.layout = layout
+        seconds[name] = _seconds_per_step(feed, Fit(twin, feed.recipe, _ENDLESS), size)
+    feed.layout = before
     return min(seconds, key=lambda name: seconds[name])
 
 
 def _seconds_per_step(feed: Feed, fit: Fit, size: int) -> float:
-    steps = 0
+    steps, losses = 0, torch.zeros(())
 
     def step() -> None:
-        nonlocal steps
-        fit.step(feed.train(steps % feed.steps_per_epoch, size))
+        nonlocal steps, losses
+        losses = fit.step(feed.train(steps % feed.steps_per_epoch, size))
         steps += 1
 
     for _ in range(_WARM_UP_STEPS):
@@ -98,7 +104,18 @@ def _seconds_per_step(feed: Feed, fit: Fit, size: int) -> float:
     while time.perf_counter() - started < _MEASURED_S:
         step()
     synchronise(feed.device)
-    return (time.perf_counter() - started) / (steps - before)
+    seconds = (time.perf_counter() - started) / (steps - before)
+    check_finite(losses.tolist(), fit.step_number)
+    return seconds
+
+
+def check_finite(losses: list[float], step: int) -> None:
+    """Raises CpmError for a loss that is not finite."""
+    if not all(math.isfinite(loss) for loss in losses):
+        raise CpmError(
+            f"the loss is {losses} at step {step}: training diverged; begin again with a lower "
+            "--learning-rate"
+        )
 
 
 def _seconds_of(what: Callable[[], None], device: torch.device) -> float:

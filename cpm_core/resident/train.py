@@ -17,11 +17,13 @@ import time
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from cpm_core.errors import ConfigError, CpmError, PackError, WeightsError
 from cpm_core.model import Cpm
 from cpm_core.recipe import Recipe
+from cpm_core.resident import STARTED
 from cpm_core.resident import options as flags
 from cpm_core.resident.feed import Feed
 from cpm_core.resident.lines import line_of
@@ -36,28 +38,45 @@ from cpm_core.training import Fit, freeze
 from cpm_core.weights import load_weights
 
 _TRAINED, _FAILED, _WRONG, _STOPPED = 0, 1, 2, 130
+_STATE_EVERY_S = 60.0
+_WEIGHTS_S = 3.0
+"""To write the weights takes no longer."""
+_BYTES_PER_S = 2e8
+"""States are written no slower."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train; the exit code."""
+def main(arguments: list[str] | None = None, started: float | None = None) -> int:
+    """Train; the exit code. `started` is when the time began (of `time.monotonic`), else now."""
     options = flags.parser().parse_args(arguments)
     try:
         with stop_signals() as stopping:
-            return _TRAINED if Run(options, stopping).train() else _STOPPED
+            return _TRAINED if Run(options, stopping, started).train() else _STOPPED
     except (ConfigError, PackError, WeightsError) as error:
         print(f"train: {error}", file=sys.stderr)
         return _WRONG
     except CpmError as error:
         print(f"train: {error}", file=sys.stderr)
         return _FAILED
+    except torch.OutOfMemoryError as error:
+        print(
+            "train: GPU memory is short: lower --batch-size, or pack with a smaller --canvas "
+            f"({str(error).splitlines()[0]})",
+            file=sys.stderr,
+        )
+        return _FAILED
 
 
 class Run:
     """One start of a run. Raises CpmError for settings and files that do not fit."""
 
-    def __init__(self, options: argparse.Namespace, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        stopping: threading.Event,
+        started: float | None = None,
+    ) -> None:
         self.options, self.stopping = options, stopping
-        self.started = time.monotonic()
+        self.started = time.monotonic() if started is None else started
         self.recipe = flags.recipe(options)
         self.device = _device(options.device)
         threads = options.threads or os.cpu_count() or 1
@@ -73,6 +92,7 @@ class Run:
         self.best: Best | None = None
         self.log = options.log or options.weights.with_suffix(".jsonl")
         self.spent = 0.0
+        self._state_at = time.monotonic()
         self._resume()
 
     def train(self) -> bool:
@@ -86,26 +106,40 @@ class Run:
             self.options.tunes,
             self._tell,
             self.stopping,
-            self._save_state,
+            self._save_state_now_and_then,
             plan,
             deadline,
         )
-        complete = self.loop.run()
+        try:
+            complete = self.loop.run()
+        except (CpmError, torch.OutOfMemoryError):
+            if self.loop.best:
+                print("train: it failed; these are the best weights before that", file=sys.stderr)
+                self._save_weights()
+            raise
         self._save_state()
         self._save_weights()
         return complete or not self.stopping.is_set()
 
     def _plan(self) -> tuple[Plan | None, float]:
-        """With --minutes, how many steps fit, and when the time is up."""
+        """With --minutes, how many steps fit, and when there is no time for more of them."""
         fit, minutes = self.fit, self.options.minutes
         is_done = 0 < fit.total_steps <= fit.step_number
         if minutes is None or is_done:
             return None, float("inf")
-        deadline = self.started + 60 * minutes - self.spent
+        deadline = self.started + 60 * minutes - self.spent - self._ending_s()
         plan = rehearsed(self.feed, fit, self.options.tunes)
         left = plan.steps_left(fit.progress, deadline - time.monotonic())
-        fit.total_steps = fit.step_number + left
+        fit.replan(fit.step_number + left)
         return plan, deadline
+
+    def _ending_s(self) -> float:
+        """Seconds to write what a run leaves."""
+        if self.options.state is None:
+            return _WEIGHTS_S
+        # The weights, their average, the best ones, and two moments of each.
+        values = 5 * sum(p.numel() for p in self.fit.model.parameters())
+        return _WEIGHTS_S + 4 * values / _BYTES_PER_S
 
     def _start(self) -> dict[str, Any]:
         return {
@@ -131,6 +165,10 @@ class Run:
         if self.options.minutes is not None:
             self.fit.total_steps = state.total_steps
 
+    def _save_state_now_and_then(self) -> None:
+        if time.monotonic() - self._state_at >= _STATE_EVERY_S:
+            self._save_state()
+
     def _save_state(self) -> None:
         if self.options.state is None:
             return
@@ -144,6 +182,7 @@ class Run:
             seconds,
         )
         save_state(self.options.state, state)
+        self._state_at = time.monotonic()
 
     def _save_weights(self) -> None:
         options, best = self.options, self.loop.best
@@ -183,7 +222,8 @@ def made_fit(model: Cpm, options: argparse.Namespace, feed: Feed) -> Fit:
     name = options.memory_format
     if name == "auto":
         name = quickest_layout(feed, model) if feed.device.type == "cuda" else "channels_last"
-    model.to(feed.device, memory_format=flags.LAYOUTS[name])  # type: ignore[call-overload]
+    feed.layout = flags.LAYOUTS[name]
+    model.to(feed.device, memory_format=feed.layout)  # type: ignore[call-overload]
     network = torch.compile(model, dynamic=False) if options.compile else None
     return Fit(model, feed.recipe, 0, network)  # type: ignore[arg-type]
 
@@ -205,7 +245,9 @@ def _identity(recipe: Recipe, pack: Pack, model: Cpm) -> dict[str, str]:
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.contiguous().numpy().tobytes())
-    samples = hashlib.sha256(pack.data.tobytes() + pack.keypoints.tobytes() + pack.box.tobytes())
+    samples = hashlib.sha256(repr(pack.info).encode())
+    for array in (value for value in vars(pack).values() if isinstance(value, np.ndarray)):
+        samples.update(array.tobytes())
     return {
         **settings,
         "network": str(model.config),
@@ -215,4 +257,4 @@ def _identity(recipe: Recipe, pack: Pack, model: Cpm) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(started=STARTED))

@@ -151,7 +151,7 @@ def test_schedules():
     sizes = {0.0: 128, 0.59: 128, 0.6: 192, 0.84: 192, 0.85: 256, 1.0: 256}
     assert {share: recipe.size_at(share) for share in sizes} == sizes
     assert [recipe.sigma_at(share) for share in (0, 0.5, 1)] == [2, 1.5, 1]
-    rates = [recipe.rate_at(step, 100) for step in range(101)]
+    rates = [recipe.rate_at(step, step / 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == max(rates)
     assert rates[50] == pytest.approx(0.5)

@@ -34,9 +34,9 @@ def test_the_releases_recipe() -> None:
     assert recipe.augmentation.scale == (0.7, 1.3)
     assert recipe.augmentation.rotation_degrees == 40
     # Rates fall to a third after 136,106 of 600,000 iterations.
-    assert recipe.rate_at(136_105, 600_000) == 1
-    assert recipe.rate_at(136_107, 600_000) == pytest.approx(0.333)
-    assert recipe.rate_at(599_999, 600_000) == pytest.approx(0.333**4)
+    assert recipe.rate_at(136_105, 136_105 / 600_000) == 1
+    assert recipe.rate_at(136_107, 136_107 / 600_000) == pytest.approx(0.333)
+    assert recipe.rate_at(599_999, 599_999 / 600_000) == pytest.approx(0.333**4)
 
 
 @pytest.mark.parametrize(
