@@ -54,7 +54,7 @@ def _best(row: Row | None, found: dict[str, Any]) -> str:
     if row is None:
         return " |  |  |  | "
     peaks = found["peak_tflops"]
-    peak = peaks["fp32"] if row["variant"] == "fp32" or "bf16" not in peaks else peaks["bf16"]
+    peak = peaks.get("bf16", peaks["fp32"])
     error = f"{row['error_of_maps']:.0e}" if "error_of_maps" in row else ""
     return (
         f"{row['batch']} | {row['ms']:.3g} | {row['tflops'] / peak:.2f} | "
@@ -73,10 +73,13 @@ def _other(row: Row) -> str:
         top = "\n".join(
             f"| {milliseconds:.2f} | {name[:90]} |" for name, milliseconds in row["top"]
         )
-        return f"A training step of {case}:\n\n| ms | operation |\n|---:|---|\n{top}"
+        return (
+            f"A training step of {case}, {row['sum_ms']:.1f} ms:\n\n"
+            f"| ms | operation |\n|---:|---|\n{top}"
+        )
     return (
-        f"Training {case}: {row['rate']:,.0f} samples/s, waiting for crops "
-        f"{row['wait_share']:.1%}, {row['memory_mib']:,.0f} MiB"
+        f"Training {case}: {row['rate']:,.0f} samples/s, cutting crops "
+        f"{row['cut_share']:.1%}, {row['memory_mib']:,.0f} MiB"
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpm_core.config import preset
+from cpm_core.analysis import multiply_adds
+from cpm_core.config import CpmConfig, preset
 from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
 from cpm_core.resident.clock import synchronise
@@ -22,13 +24,39 @@ _LEAST_BLOCKS = 3
 CPU = torch.device("cpu")
 
 
+@cache
 def weights_of(name: str) -> Weights:
-    """The shipped ones, or random ones of a preset that none are shipped of."""
+    """The shipped ones, or random ones of a preset that none are shipped of: always the same, in
+    every process."""
     if name == "cpm-lite":
         return load_weights(name)
-    model = Cpm(preset(name)).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Cpm(preset(name)).eval()
     info = WeightsInfo(name, preset(name), load_skeleton("lsp14"))
     return Weights(info, dict(model.state_dict()), "")
+
+
+@cache
+def flop_of(config: CpmConfig) -> int:
+    """Of one crop."""
+    with torch.device("meta"):
+        model = Cpm(config)
+    return 2 * multiply_adds(model)
+
+
+def begin(device: torch.device, search: bool = False) -> None:
+    """Forget the peak of memory; let cuDNN search for algorithms or not."""
+    torch.backends.cudnn.benchmark = search
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def most_memory_mib(device: torch.device) -> float:
+    """The most that PyTorch held at a time since `begin`; 0 on CPUs."""
+    if device.type != "cuda":
+        return 0.0
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def noise(count: int, size: int) -> NDArray[np.uint8]:

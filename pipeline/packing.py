@@ -138,6 +138,7 @@ class Packer:
         self.packing, self.options, self.total = packing, options, total
         self.pool = ThreadPoolExecutor(threads)
         self.bad: list[str] = []
+        self.left_out = 0
         self._started = self._told = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -164,6 +165,8 @@ class Packer:
                     window = pictures[places[key]].window
                     sample = _on_canvas(sample_of(row, _NO_PICTURE), window)
                     packed.append(_Packed(sample, places[key], info.splits.index(row["split"])))
+                else:
+                    self.left_out += 1
             seen += len(chunk)
             self._tell(seen)
         self._judge(seen, len(packed))
@@ -206,9 +209,15 @@ class Packer:
             )
 
     def _judge(self, seen: int, packed: int) -> None:
-        if len(self.bad) >= _BAD_AT_LEAST and len(self.bad) > _BAD_SHARE * seen:
+        if self.left_out >= _BAD_AT_LEAST and self.left_out > _BAD_SHARE * seen:
             raise UsageError(
-                f"{len(self.bad)} of {seen} pictures cannot be read, last: {self.bad[-1]}"
+                f"the pictures of {self.left_out} of {seen} samples cannot be read, last: "
+                f"{self.bad[-1]}"
+            )
+        if self.left_out > len(self.bad):
+            print(
+                f"pack: {self.left_out} samples left out, of which some share a picture",
+                file=sys.stderr,
             )
         if not packed:
             raise UsageError(f"nothing to pack: {self.bad[-1] if self.bad else 'no samples'}")

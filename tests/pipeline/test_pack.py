@@ -123,9 +123,12 @@ def test_bad_pictures_are_left_out_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     far = row(2, box=[5000.0, 5000, 10, 10])
-    pack = packed(tmp_path, [row(0), row(1, image=b"no picture"), far, row(3)])
+    bad = row(1, image=b"no picture")
+    pack = packed(tmp_path, [row(0), bad, far, row(3), {**bad, **person(4)}, bad])
     assert len(pack.picture) == len(pack.ends) == 2
     said = capsys.readouterr().err
+    assert said.count("figure-1.png") == 1
+    assert "pack: 4 samples left out, of which some share a picture" in said
     assert "left out: sample figure-1.png: its picture cannot be decoded" in said
     assert "left out: sample figure-2.png: its box" in said
 
@@ -140,7 +143,7 @@ def test_bad_pictures_are_left_out_and_named(
         ([row(0)], ["--most-mib", "0.001"], "choose a smaller --canvas"),
         ([row(0, "tune")], [], "no samples in the split 'train'"),
         ([row(0, image=b"x"), row(0, image=b"x")], [], "nothing to pack: sample figure-0.png"),
-        ([row(i, image=b"x%d" % i) for i in range(20)] + [row(20)], [], "20 of 21 pictures"),
+        ([row(i, image=b"x%d" % i) for i in range(20)] + [row(20)], [], "of 20 of 21 samples"),
     ],
 )
 def test_what_cannot_be_packed_is_told(
