@@ -146,6 +146,35 @@ def test_the_trunk_of_cpms_first_stage_has_the_trunks_rate():
     assert by_id[id(model.stages[0].layers[0].weight)] == 2e-3
 
 
+def test_progress_never_falls(figures, few):
+    """With more steps to come than were planned, the rest of the schedule gets longer."""
+    fit = Fit(network(), SMALL, 4)
+    batch = Batch(figures.crops[:2], figures.keypoints[:2], figures.labelled[:2])
+    fit.step(batch)
+    fit.step(batch)
+    fit.replan(12)
+    assert fit.progress == 0.5
+    fit.step(batch)
+    assert fit.progress == pytest.approx(0.55)
+    resumed = Fit(network(), SMALL, 12)
+    resumed.load_state_dict(fit.state_dict())
+    assert resumed.progress == fit.progress
+    fit.step_number = 20
+    assert fit.progress == 1
+
+
+def test_a_state_of_another_device_is_fused_as_this_one_is(figures, few):
+    recipe = replace(SMALL, optimizer="adamw")
+    fit = Fit(network(), recipe, 4)
+    fit.step(Batch(figures.crops[:2], figures.keypoints[:2], figures.labelled[:2]))
+    state = fit.state_dict()
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True
+    resumed = Fit(network(), recipe, 4)
+    resumed.load_state_dict(state)
+    assert {group["fused"] for group in resumed.optimizer.param_groups} == {None}
+
+
 def test_schedules():
     recipe = Recipe(warmup_steps=10)
     sizes = {0.0: 128, 0.59: 128, 0.6: 192, 0.84: 192, 0.85: 256, 1.0: 256}

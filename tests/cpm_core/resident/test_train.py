@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -275,6 +277,37 @@ def test_another_runs_state_is_refused(pack, tmp_path, capsys):
     assert main([*given, "--learning-rate", "1e-4", "--seed", "3"]) == 2
     said = capsys.readouterr().err
     assert "is of a run with another first weights, learning_rate, seed; give the settings" in said
+
+
+def test_every_array_of_a_pack_says_which_run_it_is(figures):
+    pack = figures_pack(figures)
+    recipe, model = Recipe(), Cpm(preset("cpm-lite", stages=1, input_size=64))
+    known = train._identity(recipe, pack, model)["pack"]
+    for name in ("split", "labelled", "picture"):
+        other = replace(pack, **{name: np.roll(getattr(pack, name), 1, axis=0)})
+        if name == "labelled":
+            other.labelled[0, 0] = not other.labelled[0, 0]
+        assert train._identity(recipe, other, model)["pack"] != known
+
+
+def test_epochs_are_drawn_ahead_and_the_same(figures):
+    """Whether a run comes to an epoch or begins there; only as many others as a batch has."""
+    pack = figures_pack(figures)
+    count = np.zeros_like(pack.others_count)
+    count[0] = 2
+    pack = replace(
+        pack, others_count=count, others=pack.keypoints[:2], others_labelled=pack.labelled[:2]
+    )
+    recipe = Recipe(phases=(Phase(0, 32),), batch_size=2)
+    through = Feed(pack, recipe, torch.device("cpu"))
+    people = []
+    for step in range(6):
+        one = through.train(step, 32)
+        other = Feed(pack, recipe, torch.device("cpu")).train(step, 32)
+        assert torch.equal(one.crops, other.crops)
+        assert torch.equal(one.keypoints, other.keypoints)
+        people.append(0 if one.others is None else one.others.shape[1])
+    assert sorted(people) == [0, 0, 0, 0, 2, 2]
 
 
 def test_flags_and_presets_give_the_same_recipes():
