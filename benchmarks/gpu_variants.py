@@ -65,15 +65,18 @@ class Bench:
 
     def __init__(self, device: torch.device, seconds: float) -> None:
         self.device, self.seconds = device, seconds
+        self._last: tuple[str, Any] = ("", None)
 
     def network(self, preset: str, variant: str, batch: int) -> Row:
         """Crops per second. Raises RuntimeError for what does not work here."""
-        begin(self.device, search=variant == "search")
         if variant == "ours":
             return self._ours(preset, batch)
         weights = weights_of(preset)
         size = weights.info.config.input_size
-        forward = self._forward(weights.model(), variant)
+        forward: Forward = self._kept(
+            f"{variant} {preset}", lambda: self._forward(weights.model(), variant)
+        )
+        begin(self.device, search=variant == "search")
         with torch.inference_mode():
             images = self._images(batch, size)
             if variant == "graph":
@@ -99,6 +102,7 @@ class Bench:
 
     def person_net(self) -> Row:
         """Pictures of 640 x 480 per second, letterboxing on the host included."""
+        self.forget()
         begin(self.device)
         locator = PersonNetLocator(device=self.device.type)
         pictures = list(
@@ -109,10 +113,22 @@ class Bench:
         )
         return {"rate": _PICTURES / seconds, "memory_mib": most_memory_mib(self.device)}
 
+    def forget(self) -> None:
+        """Let go of the network that was measured last: the memory of others is told without it."""
+        self._last = ("", None)
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was made under this name, if that was the last: a network for all of its batches."""
+        if self._last[0] != name:
+            self.forget()
+            self._last = (name, make())
+        return self._last[1]
+
     def _ours(self, preset: str, batch: int) -> Row:
         weights = weights_of(preset)
-        estimator = Estimator(weights, self.device.type)
+        estimator = self._kept(f"ours {preset}", lambda: Estimator(weights, self.device.type))
         estimator.largest_batch = batch
+        begin(self.device)
         crops = noise(batch, weights.info.config.input_size)[:, None]
         row = self._rated(lambda: estimator.estimate_crops(crops), batch, weights.info.config)
         if estimator.largest_batch < batch:
@@ -124,7 +140,7 @@ class Bench:
         folded = fold_batch_norm(model).to(self.device)
         layout = torch.contiguous_format if variant == "contiguous" else torch.channels_last
         folded = folded.to(memory_format=layout)  # type: ignore[call-overload]
-        casts = self.device.type == "cuda" and variant not in ("fp32", "bf16-weights")
+        casts = variant == "bf16-weights" or (self.device.type == "cuda" and variant != "fp32")
         if variant == "bf16-weights":
             for module in folded.modules():
                 if isinstance(module, nn.Conv2d):

@@ -80,6 +80,7 @@ def test_errors_are_those_of_the_networks_that_are_measured(
     bench = gpu_variants.Bench(torch.device("cpu"), 0.01)
     for variant in ("network", "contiguous"):
         assert bench.network("cpm-vgg", variant, 2)["error_of_maps"] < 1e-3
+    assert 1e-4 < bench.network("cpm-vgg", "bf16-weights", 1)["error_of_maps"] < 0.1
     first = networks.weights_of("cpm-vgg").tensors
     networks.weights_of.cache_clear()
     again = networks.weights_of("cpm-vgg").tensors
