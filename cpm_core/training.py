@@ -162,14 +162,19 @@ class Fit:
         return torch.stack(values)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: weights, averages, optimiser, step."""
-        return {
+        """All that a resumed run needs: weights, averages, optimiser, step, and where the number of
+        steps was changed."""
+        state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step_number": self.step_number,
-            "anchor": self._anchor,
-        } | ({} if self.student is None else {"regressor": self.student.regressor.state_dict()})
+        }
+        if self._anchor[0]:
+            state["anchor"] = self._anchor
+        if self.student is not None:
+            state["regressor"] = self.student.regressor.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""

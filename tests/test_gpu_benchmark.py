@@ -173,12 +173,14 @@ def test_a_report_of_failures() -> None:
             {**row, "batch": 1, **good},
             {**row, "batch": 8, "error": "OutOfMemoryError: none left"},
             {**row, "variant": "compiled", "batch": 1, "error": "no compiler"},
+            {**row, "variant": "fp32", "batch": 1, **good},
             {"kind": "person-net", "error": "no"},
         ],
         "dropped": [],
     }
     text = report(found)
     assert "| ours | 10 | failed | 1 | 100 | 0.50 | 7 |  |" in text
+    assert "| fp32 | 10 |  | 1 | 100 | 0.50 | 7 |  |" in text
     assert "| compiled | failed |  |  |  |  |  |  |" in text
     assert "- cpm ours, batch 8: OutOfMemoryError: none left" in text
     assert "person-net: failed, no" in text
