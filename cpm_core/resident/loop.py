@@ -55,6 +55,9 @@ class Loop:
         while self.fit.step_number < self.fit.total_steps:
             if self.stopping.is_set() or time.monotonic() >= self.deadline:
                 self._interval()
+                if not self.stopping.is_set():
+                    # The schedule is cut short: the last weights may be the best ones.
+                    self._tune()
                 return False
             self._step()
             due = int(self.fit.progress * self.tunes)

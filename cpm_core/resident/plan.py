@@ -20,6 +20,8 @@ from cpm_core.training import Fit, stage_pck
 
 _WARM_UP_STEPS = 3
 _MEASURED_S = 1.5
+_SLACK_S = 1.0
+"""For steps that turn out to be slower at last."""
 _ENDLESS = 10**9
 """Steps of a run in which those that are measured are the first ones."""
 
@@ -42,7 +44,7 @@ class Plan:
 
     def steps_left(self, progress: float, seconds: float) -> int:
         """How many more steps fit into `seconds` from that share of the run on; at least one."""
-        left = seconds - self.tune_s * self.tunes * (1 - progress)
+        left = seconds - _SLACK_S - self.tune_s * self.tunes * (1 - progress)
         return max(1, int(left / (self.factor * self._mean_step_s(progress))))
 
     def _mean_step_s(self, progress: float) -> float:

@@ -145,6 +145,7 @@ def test_no_training_writes_the_weights_it_would_start_from(pack, tmp_path):
 def test_minutes_are_kept(pack, tmp_path, monkeypatch):
     """The schedule ends when the time does, however fast steps are, and never goes back."""
     monkeypatch.setattr(plan, "_MEASURED_S", 0.1)
+    monkeypatch.setattr(plan, "_SLACK_S", 0.1)
     monkeypatch.setattr(train, "_WEIGHTS_S", 0.5)
     given = [pack, str(tmp_path / "n.safetensors"), *SMALL, "--minutes", "0.08", "--tunes", "3"]
     # Steps so quick that there are many of them on a busy machine, too.
@@ -159,6 +160,19 @@ def test_minutes_are_kept(pack, tmp_path, monkeypatch):
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.2 * rates[0]
     assert log[0]["steps"] > 0
+
+
+def test_time_that_is_up_early_ends_with_a_look(pack, tmp_path, monkeypatch):
+    """Far more steps were planned than there is time for; the last weights are judged, too."""
+    monkeypatch.setattr(plan, "_MEASURED_S", 0.01)
+    monkeypatch.setattr(plan.Plan, "steps_left", lambda *_: 10**6)
+    monkeypatch.setattr(train, "_WEIGHTS_S", 0.5)
+    out = tmp_path / "n.safetensors"
+    given = [pack, str(out), *SMALL, "--minutes", "0.05", "--tunes", "1"]
+    assert main([*given, "--size", "32", "--batch-size", "2"]) == 0
+    log = lines(tmp_path / "n.jsonl")
+    assert [record["kind"] for record in log][-1] == "tune"
+    assert load_weights(out).info.metrics.keys() == {"tune_pck_stage_1"}
 
 
 def test_trying_layouts_changes_nothing(figures, monkeypatch):
@@ -236,11 +250,11 @@ def test_a_lack_of_memory_is_told(pack, tmp_path, monkeypatch, capsys):
 def test_how_many_steps_fit():
     recipe = Recipe(phases=(Phase(0, 64), Phase(0.5, 128)))
     made = plan.Plan(recipe, {64: 0.1, 128: 0.3}, tune_s=1.0, tunes=10)
-    # 10 s of looks leave 200 s for steps of 0.2 s.
-    assert made.steps_left(0, 210) == 1000
-    assert made.steps_left(0.5, 5 + 300) == 1000
+    # A second to spare and 10 s of looks leave 200 s for steps of 0.2 s.
+    assert made.steps_left(0, 211) == 1000
+    assert made.steps_left(0.5, 1 + 5 + 300) == 1000
     made.learn(128, 0.6)
-    assert made.steps_left(0.5, 5 + 300) == 500
+    assert made.steps_left(0.5, 1 + 5 + 300) == 500
     assert made.steps_left(0.9, 2) == 1
 
 
