@@ -29,23 +29,13 @@ class CompiledWeights:
     @classmethod
     def of(cls, weights: Weights) -> CompiledWeights:
         """From weights, which takes PyTorch and OpenVINO."""
-        from torch import Tensor, nn
-
         from cpm_core.lite import fold_batch_norm
         from cpm_core.translate import graph_of
 
-        class LastStage(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = fold_batch_norm(weights.model())
-
-            def forward(self, images: Tensor) -> list[Tensor]:
-                maps: list[Tensor] = self.network(images)
-                return maps[-1:]
-
         config = weights.info.config
         batches = {1, LIGHT_BATCH if config.trunk == "lite" else 1}
-        return cls(weights.info, weights.sha256, graph_of(LastStage(), config.input_size, batches))
+        graph = graph_of(fold_batch_norm(weights.model()), config.input_size, batches)
+        return cls(weights.info, weights.sha256, graph)
 
 
 class CompiledEstimator(KeypointEstimator):

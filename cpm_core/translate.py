@@ -23,7 +23,8 @@ from cpm_core.vino import ops, ov
 
 
 def graph_of(network: nn.Module, size: int, batches: Iterable[int]) -> Graph:
-    """A network in eval mode for images of one size, to be compiled where there is no PyTorch.
+    """The last stage of a network in eval mode for images of one size, to be compiled where there
+    is no PyTorch.
 
     Raises TypeError as `translate`.
     """
@@ -31,20 +32,22 @@ def graph_of(network: nn.Module, size: int, batches: Iterable[int]) -> Graph:
     with tempfile.TemporaryDirectory(prefix="posemill-graph-") as folder:
         topology, values = Path(folder, "network.xml"), Path(folder, "network.bin")
         for batch in batches:
-            ov.serialize(translate(network, batch, size), str(topology), str(values))
+            model = translate(network, batch, size, last_only=True)
+            ov.serialize(model, str(topology), str(values))
             by_batch[batch] = topology.read_bytes(), values.read_bytes()
     return Graph(by_batch)
 
 
-def translate(network: nn.Module, batch: int, size: int) -> ov.Model:
-    """A network as an OpenVINO model: crops (batch, size, size, 3) of uint8 -> maps of each stage.
+def translate(network: nn.Module, batch: int, size: int, last_only: bool = False) -> ov.Model:
+    """A network as an OpenVINO model: crops (batch, size, size, 3) of uint8 -> maps of each stage,
+    or of the last one.
 
     Raises TypeError for an operation that has no translation here.
     """
     crops = ops.parameter([batch, size, size, 3], np.uint8, name="crops")
     images = _Value(ops.transpose(ops.convert(crops, "f32"), [0, 3, 1, 2]))
     with torch.no_grad():
-        maps: list[_Value] = network(images)
+        maps: list[_Value] = network(images)[-1 if last_only else 0 :]
     return ov.Model([value.node for value in maps], [crops], "network")
 
 

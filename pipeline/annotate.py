@@ -15,7 +15,7 @@ from pipeline import __version__, schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError
-from pipeline.estimators import EstimatorSettings, EstimatorSpec
+from pipeline.estimators import EstimatorSettings
 from pipeline.judge import Judge
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest, ShardRef
@@ -30,6 +30,7 @@ from pipeline.weights import WeightsFile
 from pipeline.work import Totals, Work, find_work, stale_shards
 
 if TYPE_CHECKING:
+    from cpm_core.weights import Weights
     from pipeline.execute import Executor
 
 _SHARDS_PER_WAVE = 2000
@@ -273,10 +274,8 @@ class Run:
             settings=s,
             decoder=self.decoder,
             output=self.output,
-            estimator=EstimatorSpec.of(
-                self.weights.load(),
-                EstimatorSettings(s.precision, s.flip, s.scales, s.refinement, s.box_factor),
-            ),
+            weights=self.weights.load(),
+            estimator=EstimatorSettings(s.precision, s.flip, s.scales, s.refinement, s.box_factor),
             same_person=self.who.same_person,
             metadata=schema.table_metadata(metadata, self.weights.info.skeleton),
         )
@@ -289,7 +288,8 @@ class ExecutorInputs:
     settings: AnnotateSettings
     decoder: DecoderConfig
     output: Output
-    estimator: EstimatorSpec
+    weights: Weights
+    estimator: EstimatorSettings
     same_person: float | None
     metadata: dict[bytes, bytes]
 

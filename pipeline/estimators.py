@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Self
 
 from cpm_core import cpu
 from cpm_core.decode import Refinement
-from cpm_core.info import WeightsInfo
 from cpm_core.keypoints import KeypointEstimator, Precision
 
 if TYPE_CHECKING:
@@ -34,38 +33,29 @@ class EstimatorSettings:
 
 @dataclass(frozen=True)
 class EstimatorSpec:
-    """Weights and how to use them.
+    """Weights and how to use them, for workers with one kind of device and so many threads each.
 
     `weights` are pickled, so that PyTorch is imported only where they are used: not where
     `compiled` ones are there, and can be.
     """
 
-    info: WeightsInfo
     settings: EstimatorSettings
+    device: str
+    threads: int
     weights: bytes = field(repr=False)
-    device: str | None = None
-    threads: int = 1
     compiled: CompiledWeights | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, weights: Weights, settings: EstimatorSettings) -> Self:
-        """From loaded weights, for whatever device."""
-        return cls(weights.info, settings, pickle.dumps(weights))
-
-    def placed(self, device: str, threads: int) -> Self:
-        """For workers with this device and so many threads each.
-
-        On CPUs they get the network compiled, where that is quicker than PyTorch: the large kernels
-        of the original net are in fp32 only without it, and `auto` is theirs to choose.
-        """
-        placed = replace(self, device=device, threads=threads)
-        settings = self.settings
-        is_quicker = self.info.config.trunk != "original" or settings.precision == "bf16"
+    def of(cls, weights: Weights, settings: EstimatorSettings, device: str, threads: int) -> Self:
+        """On CPUs with the network compiled, where that is quicker than PyTorch: the large kernels
+        of the original net are in fp32 only without it, and `auto` is theirs to choose."""
+        spec = cls(settings, device, threads, pickle.dumps(weights))
+        is_quicker = weights.info.config.trunk != "original" or settings.precision == "bf16"
         if device != "cpu" or not (settings.is_plain and is_quicker and cpu.has_openvino()):
-            return placed
+            return spec
         from cpm_core.compiled_estimator import CompiledWeights
 
-        return replace(placed, compiled=CompiledWeights.of(pickle.loads(self.weights)))
+        return replace(spec, compiled=CompiledWeights.of(weights))
 
     def build(self) -> KeypointEstimator:
         """The estimator."""

@@ -22,6 +22,7 @@ from pipeline import cluster, schema
 from pipeline.amend import commit, units_to_do
 from pipeline.annotate import ExecutorInputs
 from pipeline.errors import InputError, PosemillError
+from pipeline.estimators import EstimatorSpec
 from pipeline.flow import Flow, Pool, last_line
 from pipeline.layout import Layout, Operator, layout
 from pipeline.manifest import ShardRef, opened
@@ -61,15 +62,16 @@ class Executor:
             self._log.unlink(missing_ok=True)
 
     def _set_up(self) -> None:
-        self.is_light = self.inputs.estimator.info.config.trunk == "lite"
+        self.is_light = self.inputs.weights.info.config.trunk == "lite"
         self.layout = cluster.cluster_layout(self.inputs.settings, self.is_light)
         self.reporter.say(f"layout: {self.layout.describe()}")
-        num_keypoints = len(self.inputs.estimator.info.skeleton)
+        num_keypoints = len(self.inputs.weights.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
         decoder = self.inputs.decoder
         self.decoder = ray.put(replace(decoder, people=decoder.people.compiled()))
-        placed = self.inputs.estimator.placed(self.layout.device, self.layout.threads)
-        self.estimator = ray.put(placed)
+        weights, how = self.inputs.weights, self.inputs.estimator
+        spec = EstimatorSpec.of(weights, how, self.layout.device, self.layout.threads)
+        self.estimator = ray.put(spec)
         self._flow: Flow | None = None
 
     def __exit__(
@@ -145,7 +147,7 @@ class Executor:
         except RayError as error:
             failures.append(failure_alone(unit, error))
             crops = crops_table(failure_rows([unit], failures[-1]))
-            num_keypoints = len(self.inputs.estimator.info.skeleton)
+            num_keypoints = len(self.inputs.weights.info.skeleton)
             nobody = np.empty((0, num_keypoints, 3), np.float32)
             return annotation_rows(crops, nobody, num_keypoints)
         return table

@@ -33,6 +33,7 @@ class CompiledPersonNet:
         network = CompiledNetwork(self.graph.models(), bf16=False, threads=threads)
 
         def find(image: Picture) -> Found:
-            return peaks(network(image[None])[-1], threshold)[0]
+            (maps,) = network(image[None])
+            return peaks(maps, threshold)[0]
 
         return NetElsewhere(self.size, find)

@@ -68,10 +68,9 @@ def test_who_gets_a_compiled_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cpu, "has_openvino", lambda: has_openvino)
-    spec = EstimatorSpec.of(weights_of(name), EstimatorSettings(**settings))
-    placed = spec.placed(device, threads=2)
-    assert (placed.device, placed.threads) == (device, 2)
-    assert (placed.compiled is not None) == is_compiled
+    spec = EstimatorSpec.of(weights_of(name), EstimatorSettings(**settings), device, threads=2)
+    assert (spec.device, spec.threads) == (device, 2)
+    assert (spec.compiled is not None) == is_compiled
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_compiled_ones_answer_as_the_others(
     weights = weights_of(name)
     seen = crops(count, weights.info.config.input_size)
     plain = Estimator(weights, "cpu", **vars(settings))
-    compiled = EstimatorSpec.of(weights, settings).placed("cpu", threads).build()
+    compiled = EstimatorSpec.of(weights, settings, "cpu", threads).build()
     assert not isinstance(compiled, Estimator)
     assert (compiled.info, compiled.sha256) == (plain.info, plain.sha256)
     assert compiled.cropper == plain.cropper
@@ -101,8 +100,8 @@ def test_compiled_ones_answer_as_the_others(
 
 
 def test_a_picture_with_boxes_and_what_is_refused() -> None:
-    spec = EstimatorSpec.of(weights_of("cpm-lite"), EstimatorSettings("fp32", box_factor=1.5))
-    estimator = spec.placed("cpu", 1).build()
+    settings = EstimatorSettings("fp32", box_factor=1.5)
+    estimator = EstimatorSpec.of(weights_of("cpm-lite"), settings, "cpu", 1).build()
     picture = crops(1, 320)[0, 0]
     boxes = [[10, 20, 100, 200], [200, -40, 80, 90]]
     expected = load("cpm-lite", "cpu", "fp32", box_factor=1.5).estimate(picture, boxes)
@@ -127,7 +126,7 @@ print("torch" in sys.modules)
 
 def test_a_worker_without_openvino_has_pytorch(tmp_path: Path) -> None:
     """Nodes need not be alike: what they are sent must be readable there, too."""
-    spec = EstimatorSpec.of(weights_of("cpm-lite"), FP32).placed("cpu", 1)
+    spec = EstimatorSpec.of(weights_of("cpm-lite"), FP32, "cpu", 1)
     locator = read_locator("person-net").compiled()
     assert spec.compiled is not None
     assert locator.net is not None
@@ -156,7 +155,7 @@ print(sorted({"torch", "pandas", "onnxruntime"} & set(sys.modules)))
 
 def test_a_worker_on_a_cpu_imports_no_pytorch(tmp_path: Path) -> None:
     """It takes a second and a half to start, and 0.2 GiB."""
-    spec = EstimatorSpec.of(weights_of("cpm-lite"), EstimatorSettings()).placed("cpu", 1)
+    spec = EstimatorSpec.of(weights_of("cpm-lite"), EstimatorSettings(), "cpu", 1)
     (tmp_path / "spec").write_bytes(pickle.dumps(spec))
     command = [sys.executable, "-c", WORKER, str(tmp_path / "spec")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
