@@ -198,11 +198,9 @@ class Catalog:
         count = 0
         with pq.ParquetWriter(self.folder / f"listed-{part:06d}.parquet", _LISTED) as writer:
             while not self._stop.is_set() and (batch := list(islice(inputs, _ROWS))):
-                columns: dict[str, Any] = {
-                    name: [getattr(item, name) for item in batch]
-                    for name in (*_INPUT_COLUMNS, "bad_name")
-                }
-                columns["boxes"] = [boxes_to_rows(item.boxes) for item in batch]
+                values = zip(*batch, strict=True)
+                columns: dict[str, Any] = dict(zip(Input._fields, values, strict=True))
+                columns["boxes"] = [boxes_to_rows(boxes) for boxes in columns["boxes"]]
                 columns["part"] = np.full(len(batch), part)
                 columns["row"] = np.arange(count, count + len(batch))
                 writer.write_table(pa.table(columns, _LISTED))
@@ -260,10 +258,10 @@ class Catalog:
         )
 
     def _inputs(self, wanted: NDArray[np.bool_]) -> Iterator[Input]:
-        for batch in self._rows(wanted, [*_INPUT_COLUMNS, "bad_name"]):
-            columns = [column.to_pylist() for column in batch.columns]
-            for uri, kind, bytes_, etag, mtime, boxes, bad_name in zip(*columns, strict=True):
-                yield Input(uri, kind, bytes_, etag, mtime, boxes_from_rows(boxes), bad_name)
+        for batch in self._rows(wanted, list(Input._fields)):
+            columns = {name: batch[name].to_pylist() for name in Input._fields}
+            columns["boxes"] = [boxes_from_rows(rows) for rows in columns["boxes"]]
+            yield from map(Input, *columns.values())
 
     def _rows(self, wanted: NDArray[np.bool_], columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Columns of the inputs at the positions that are marked, in their order."""

@@ -7,11 +7,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import PurePosixPath
-from typing import Any
+from posixpath import splitext
+from typing import Any, NamedTuple
 
 from pipeline.errors import UsageError
 from pipeline.listing import FileInfo, describe, is_hidden, look, parts_of
@@ -29,10 +29,10 @@ from pipeline.units import PICTURE_SUFFIXES, VIDEO_SUFFIXES, GivenBox
 
 _MAGIC = "*?["
 """What makes a name a pattern."""
+_MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """One picture or video, before it is planned.
 
     With `bad_name`, the file's name is not UTF-8, and `uri` is a readable substitute.
@@ -86,7 +86,7 @@ def named(name: str, options: StorageOptions, boxes: Boxes | None, passed: Passe
 
 
 def _with_boxes(part: Callable[[], Iterator[Input]], boxes: Boxes) -> Iterator[Input]:
-    return (replace(item, boxes=boxes.get(item.uri, ())) for item in part())
+    return (item._replace(boxes=boxes.get(item.uri, ())) for item in part())
 
 
 class _Source:
@@ -137,7 +137,7 @@ class _Source:
 
     def _known(self, listing: Callable[[], Iterator[FileInfo]]) -> Iterator[Input]:
         for file in listing():
-            if suffix_of(file.uri) in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+            if suffix_of(file.uri) in _MEDIA_SUFFIXES:
                 yield _input(file)
             else:
                 self.passed.note(file.uri)
@@ -182,7 +182,7 @@ def _input(file: FileInfo) -> Input:
 def suffix_of(uri: str) -> str:
     """Lower-case suffix of a URI's path."""
     path = uri.partition("?")[0] if protocol_of(uri) in ("http", "https") else uri
-    return PurePosixPath(path).suffix.lower()
+    return splitext(path.rstrip("/"))[1].lower()
 
 
 def kind_of(uri: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pipeline.storage import (
     StorageOptions,
@@ -37,8 +37,7 @@ _PAGES = 10
 Entry = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class FileInfo:
+class FileInfo(NamedTuple):
     """One listed object."""
 
     uri: str

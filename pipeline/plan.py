@@ -277,14 +277,13 @@ def _share_out(boxes: Sequence[GivenBox], units: list[Unit], end_frame: int | No
             beyond.append(box)
         else:
             shares[max(0, bisect_right(starts, box.frame_index) - 1)].append(box)
-    shared = [replace(unit, boxes=tuple(share)) for unit, share in zip(units, shares, strict=True)]
+    shared = [unit._replace(boxes=tuple(share)) for unit, share in zip(units, shares, strict=True)]
     return [*shared, _beyond(units[0], beyond, end_frame)] if beyond else shared
 
 
 def _beyond(unit: Unit, boxes: Sequence[GivenBox], end_frame: int | None) -> Unit:
     """What becomes of a video's boxes for frames that it does not have."""
-    return replace(
-        unit,
+    return unit._replace(
         start_pts=None,
         end_pts=None,
         start_frame=None,

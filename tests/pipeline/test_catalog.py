@@ -7,7 +7,6 @@ import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def test_units_of_again_inputs_are_retired_once(store: Place) -> None:
     output = store.output()
     first = [picture(c) for c in "abcd"]
     manifest = planned_as(output, first, units_each=2)
-    again = [replace(item, size=11) if item.uri in ("/in/b.jpg", "/in/d.jpg") else item
+    again = [item._replace(size=11) if item.uri in ("/in/b.jpg", "/in/d.jpg") else item
              for item in first]  # fmt: skip
     with compared([again], output) as catalog:
         batches = list(catalog.units_of_again(manifest, output))
@@ -141,7 +140,7 @@ def test_units_of_again_inputs_are_retired_once(store: Place) -> None:
     ]
     with compared([again], output) as catalog:
         assert (catalog.known, catalog.changed_count) == (4, 0)
-    third = [replace(item, size=12) if item.uri == "/in/b.jpg" else item for item in again]
+    third = [item._replace(size=12) if item.uri == "/in/b.jpg" else item for item in again]
     with compared([third], output) as catalog:
         rows = [row for b in catalog.units_of_again(manifest, output) for row in b.to_pylist()]
         assert rows == [{"unit_id": 8, "shard": 2}]
@@ -149,7 +148,7 @@ def test_units_of_again_inputs_are_retired_once(store: Place) -> None:
 
 def test_videos_that_could_not_be_cut_are_due_again_for_the_reasons_given(store: Place) -> None:
     output = store.output()
-    items = [picture("a"), *(replace(picture(c), kind="video") for c in "bcde")]
+    items = [picture("a"), *(picture(c)._replace(kind="video") for c in "bcde")]
     codes = [None, "storage", None, "timeout", "storage"]
     writer = ManifestWriter(output, 0)
     writer.add_shard([
@@ -177,7 +176,7 @@ def test_what_was_planned_anew_is_known_ever_after(store: Place, names_: str) ->
     output = store.output()
     items = [picture(c) for c in names_]
     planned_as(output, items, units_each=2)
-    changed = replace(items[-1], size=11)
+    changed = items[-1]._replace(size=11)
     with compared([[*items[:-1], changed]], output) as catalog:
         manifest = Manifest.load(output)
         writer = ManifestWriter(output, 1)

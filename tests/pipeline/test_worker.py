@@ -113,7 +113,7 @@ def test_after_damage_boxes_of_frames_are_not_guessed(
     assert (len(whole.boxes), whole.box_error) == (1, None)
     assert len(after.boxes) == 0
     assert "which frame it is" in str(after.box_error)
-    everywhere = replace(unit, boxes=(GivenBox(3, 3, 9, 9),))
+    everywhere = unit._replace(boxes=(GivenBox(3, 3, 9, 9),))
     assert [(len(r.boxes), r.box_error) for r, _ in results(everywhere, people=BOXES)] == [
         (1, None),
         (1, None),
