@@ -256,14 +256,18 @@ class Soak:
                 process.wait()
 
     def sweep(self) -> None:
-        """End what outlived its driver. Ray's own agents take their time; workers should not."""
+        """End what outlived its driver. Ray's own agents take their time, which is not waited for;
+        workers should not."""
         deadline = time.monotonic() + 15
         # Not psutil's own wait, which fails where a process goes as it is looked up.
-        while (alive := [p for p in self.met if p.is_running()]) and time.monotonic() < deadline:
+        while (left := self._workers_left()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        self.left_over = sum(is_worker(process) for process in alive)
-        for process in alive:
+        self.left_over = left
+        for process in self.met:
             hit(process)
+
+    def _workers_left(self) -> int:
+        return sum(process.is_running() and is_worker(process) for process in self.met)
 
     def table(self) -> str:
         """The outcome as Markdown."""

@@ -210,6 +210,6 @@ def test_driver_killed_at_ten_moments_of_one_run(tmp_path: Path) -> None:
 
 
 def test_the_soak_itself(tmp_path: Path) -> None:
-    """A short one: a few faults on disk and on S3, and nothing lost or doubled."""
+    """A short one: two faults, and nothing lost or doubled."""
     table = soak(tmp_path / "soak.md", 280, "--faults", "2", "--units", "60")
     assert "0 lost, 0 doubled, 0 otherwise wrong" in table
