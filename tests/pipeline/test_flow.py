@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,11 +16,20 @@ from pipeline.errors import PosemillError
 from pipeline.flow import Flow, Pool, StartError
 from pipeline.layout import Layout, Operator
 from pipeline.manifest import ShardRef
-from pipeline.stages import Outcome, Stage, StageReport
-from pipeline.stall import Note, Pulse
-from pipeline.summary import Summary
-
-DEADLY, BROKEN, RUDE_ONCE = 7, 11, 13
+from pipeline.stall import Note
+from tests.pipeline.flow_stages import (
+    BROKEN,
+    DEADLY,
+    RUDE_ONCE,
+    BornOnce,
+    First,
+    Last,
+    Ledger,
+    Patient,
+    Second,
+    Slow,
+    Unborn,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,110 +38,6 @@ def connection() -> Iterator[None]:
     ray.init("local", num_cpus=2, num_gpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@ray.remote(num_cpus=0)
-class Ledger:
-    """What happened to whom."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, int]] = []
-
-    def note(self, what: str, shard: int) -> int:
-        """Write it down; how often it had happened before."""
-        before = self.events.count((what, shard))
-        self.events.append((what, shard))
-        return before
-
-    def read(self) -> list[tuple[str, int]]:
-        """All of it."""
-        return self.events
-
-
-class First(Stage):
-    """Rows are the shard's number, as text."""
-
-    def __init__(self, ledger: Any) -> None:
-        super().__init__(Pulse("prepare"))
-        self.ledger = ledger
-
-    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
-        """Dies, or fails, of certain shards."""
-        ray.get(self.ledger.note.remote("first", ref.shard))
-        if ref.shard == DEADLY:
-            os._exit(1)
-        if ref.shard == BROKEN:
-            raise ValueError("broken")
-        return f"rows {ref.shard}", StageReport(0.5)
-
-
-class Second(First):
-    """Dies once of one shard."""
-
-    def shard(self, ref: ShardRef, rows: str) -> tuple[str, StageReport]:  # type: ignore[override]
-        """The rows as they are."""
-        assert rows == f"rows {ref.shard}"
-        before = ray.get(self.ledger.note.remote("second", ref.shard))
-        if ref.shard == RUDE_ONCE and not before:
-            os._exit(1)
-        return rows, StageReport(0.25)
-
-
-class Last(First):
-    """The outcome."""
-
-    def shard(  # type: ignore[override]
-        self, ref: ShardRef, rows: str, final: bool
-    ) -> tuple[None, StageReport]:
-        """What came of it."""
-        assert rows == f"rows {ref.shard}"
-        return None, StageReport(0.125, Outcome(ref.shard, Summary(shards=1), final))
-
-
-class Unborn(First):
-    """Cannot start."""
-
-    def __init__(self, how: str) -> None:
-        if how == "dies":
-            os._exit(1)
-        raise RuntimeError("no such device")
-
-
-class BornOnce(First):
-    """Only the first of its kind can start; it dies of the first shard."""
-
-    def __init__(self, ledger: Any) -> None:
-        super().__init__(ledger)
-        if ray.get(ledger.note.remote("born", 0)):
-            raise RuntimeError("the device fell off")
-
-    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
-        """Dies."""
-        os._exit(1)
-
-
-class Slow(BornOnce):
-    """Works at a shard until another of its kind has tried to be born once more."""
-
-    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
-        """Never dies."""
-        had = self._births()
-        while self._births() == had:
-            threading.Event().wait(0.01)
-        return f"rows {ref.shard}", StageReport(0.5)
-
-    def _births(self) -> int:
-        return ray.get(self.ledger.read.remote()).count(("born", 0))
-
-
-class Patient(First):
-    """Waits in a shard until it is killed."""
-
-    def shard(self, ref: ShardRef) -> tuple[str, StageReport]:
-        """Never answers."""
-        with self.pulse.at(f"shard {ref.shard}"):
-            threading.Event().wait()
-        raise AssertionError
 
 
 def refs(count: int) -> list[ShardRef]:
@@ -168,6 +72,27 @@ def flow(connection: None) -> Iterator[Callable[..., Flow]]:
         one.close()
 
 
+@pytest.fixture(scope="module")
+def workers(connection: None) -> Iterator[tuple[Flow, Any]]:
+    """A flow with an actor a stage, and its ledger."""
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    going = Flow((pool(First, ledger), pool(Second, ledger), pool(Last, ledger)), 4)
+    assert len(list(going.run(refs(1), True))) == 1
+    yield going, ledger
+    going.close()
+
+
+@pytest.fixture
+def one_each(workers: tuple[Flow, Any]) -> tuple[Flow, Any]:
+    """`workers`, at rest, with an empty ledger: to start actors takes longer than the tests."""
+    going, ledger = workers
+    going.ahead = 4
+    assert not any(member.calls for pool in going.pools for member in pool.members)
+    assert not any(pool.waiting for pool in going.pools)
+    ray.get(ledger.clear.remote())
+    return workers
+
+
 def test_only_guilty_shards_are_left_out(flow: Callable[..., Flow]) -> None:
     """One that kills its actor and one that fails are tried three times each; what waited beside
     them comes through, and what was lost by a death that does not happen again, too."""
@@ -187,10 +112,11 @@ def test_only_guilty_shards_are_left_out(flow: Callable[..., Flow]) -> None:
     assert [o.committed for o in going.run(refs(3), final=False)] == [False] * 3
 
 
-def test_what_was_answered_before_a_death_is_seen_before_it(flow: Callable[..., Flow]) -> None:
+def test_what_was_answered_before_a_death_is_seen_before_it(
+    one_each: tuple[Flow, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the deadly one looks as if it had only waited, and kills once more."""
-    ledger = Ledger.remote()  # type: ignore[attr-defined]
-    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    going, ledger = one_each
     arrived = going._arrived
 
     def late() -> list[Any]:
@@ -199,15 +125,15 @@ def test_what_was_answered_before_a_death_is_seen_before_it(flow: Callable[..., 
                 ray.wait([member.life])
         return arrived()
 
-    going._arrived = late  # type: ignore[method-assign]
+    monkeypatch.setattr(going, "_arrived", late)
     assert list(going.run([refs(20)[BROKEN], refs(20)[DEADLY]], final=True)) == []
     events = ray.get(ledger.read.remote())
     assert events.count(("first", DEADLY)) == events.count(("first", BROKEN)) == 3
 
 
-def test_crops_are_held_of_so_many_shards_at_most(flow: Callable[..., Flow]) -> None:
-    ledger = Ledger.remote()  # type: ignore[attr-defined]
-    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger), ahead=2)
+def test_crops_are_held_of_so_many_shards_at_most(one_each: tuple[Flow, Any]) -> None:
+    going, ledger = one_each
+    going.ahead = 2
     held = [len(going._with_crops) for _ in going.run(refs(DEADLY), final=True)]
     assert len(held) == DEADLY
     assert max(held) <= 2
@@ -218,10 +144,9 @@ def test_crops_are_held_of_so_many_shards_at_most(flow: Callable[..., Flow]) -> 
         assert ahead <= 2 + 1  # One may have left the second stage before that is known.
 
 
-def test_deadly_shards_alone_and_side_by_side_end_no_run(flow: Callable[..., Flow]) -> None:
+def test_deadly_shards_alone_and_side_by_side_end_no_run(one_each: tuple[Flow, Any]) -> None:
     """One actor, several passes: it is replaced as often as it takes."""
-    ledger = Ledger.remote()  # type: ignore[attr-defined]
-    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    going, _ = one_each
     deadly = refs(DEADLY + 1)[-1]
     for lot, final in (([deadly, deadly], False), ([deadly], True)):
         assert list(going.run(lot, final)) == []
@@ -254,9 +179,8 @@ def test_all_that_an_actor_works_at_are_charged(flow: Callable[..., Flow]) -> No
     assert events.count(("first", DEADLY)) == 3
 
 
-def test_a_worker_that_always_fails_is_replaced(flow: Callable[..., Flow]) -> None:
-    ledger = Ledger.remote()  # type: ignore[attr-defined]
-    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+def test_a_worker_that_always_fails_is_replaced(one_each: tuple[Flow, Any]) -> None:
+    going, _ = one_each
     before = list(going.pools[0].members)
     assert list(going.run([refs(20)[BROKEN]], True)) == []
     assert not set(before) & set(going.pools[0].members)
@@ -285,11 +209,10 @@ def test_a_death_by_any_name_is_a_death(
 
 @pytest.mark.parametrize(("times", "comes"), [(5, True), (1000, False)])
 def test_crops_that_are_lost_with_a_node_are_made_again(
-    times: int, comes: bool, flow: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+    times: int, comes: bool, one_each: tuple[Flow, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That is no failure of the shard's; but there is an end to it."""
-    ledger = Ledger.remote()  # type: ignore[attr-defined]
-    going = flow(pool(First, ledger), pool(Second, ledger), pool(Last, ledger))
+    going, _ = one_each
     lost, get = [0], ray.get
 
     def failing(call: Any, **options: Any) -> Any:
@@ -385,6 +308,7 @@ def test_one_that_cannot_start_does_not_end_a_run_where_others_work(
     monkeypatch.setattr(flow_module, "_FAILED_STARTS_IN_A_ROW", 1)
     ledger = Ledger.remote()  # type: ignore[attr-defined]
     going = flow(pool(Slow, ledger), pool(Second, ledger), pool(Last, ledger))
+    ray.get(going.pools[0].members[0].started)
     going.pools[0].size = 2  # The second one is never born.
     assert len(list(going.run(refs(6), final=True))) == 6
     born = ray.get(ledger.read.remote()).count(("born", 0))
