@@ -9,26 +9,33 @@ from pathlib import Path
 import cv2
 import pytest
 
-from tests.e2e.conftest import RAY, REPOSITORY, draw_figure, job_environment
-from tests.e2e.test_annotate import assert_accounted, read_table
+from tests.e2e.conftest import (
+    RAY,
+    REPOSITORY,
+    UNITS,
+    draw_figure,
+    job_environment,
+    run_command,
+)
+from tests.e2e.test_annotate import assert_accounted, assert_clean, read_table
 
 
-def test_running_cluster(
-    head: dict[str, str], tmp_path: Path, photos: Path, tiny: tuple[str, ...]
+def test_two_drivers_on_a_running_cluster(
+    head: dict[str, str], tmp_path: Path, many: Path, tiny: tuple[str, ...]
 ) -> None:
-    """`--address` joins a cluster, and ships the code to it."""
-    out = str(tmp_path / "out")
-    command = [sys.executable, "-m", "jobs.cli", "annotate", str(photos), out]
-    result = subprocess.run(
-        [*command, *tiny, "--address", head["HEAD"]],
-        env=head,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
-    assert_accounted(read_table(out), 40)
+    """One joins by `--address`, the other by RAY_ADDRESS; both ship their code. Each does half
+    of one plan, and only the last one finds the table complete."""
+    out = tmp_path / "out"
+    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "16", "--partition"]
+    first = run_command([*command, "1/2", "--address", head["HEAD"]], head, 240)
+    assert first.returncode == 0, first.stderr
+    assert 0 < read_table(str(out)).num_rows < UNITS
+    assert not (out / "_SUCCESS").exists()
+    second = run_command([*command, "2/2"], head | {"RAY_ADDRESS": head["HEAD"]}, 240)
+    assert second.returncode == 0, second.stderr
+    assert_accounted(read_table(str(out)), UNITS)
+    assert (out / "_SUCCESS").exists()
+    assert_clean(str(out))
 
 
 def test_ray_job_submit(
@@ -64,17 +71,11 @@ def test_ray_job_submit(
 def test_wrong_token_is_told(
     head: dict[str, str], tmp_path: Path, photos: Path, tiny: tuple[str, ...]
 ) -> None:
-    """One line that says what to check."""
+    """One line that says what to check. (Ray tries twenty times, for twenty seconds.)"""
     (tmp_path / "token").write_text("b" * 64)
-    command = [sys.executable, "-m", "jobs.cli", "annotate", str(photos), str(tmp_path / "out")]
-    result = subprocess.run(
-        [*command, *tiny, "--address", head["HEAD"]],
-        env=head | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    words = ["annotate", str(photos), str(tmp_path / "out"), *tiny, "--address", head["HEAD"]]
+    wrong = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_NUM_REDIS_GET_RETRIES": "2"}
+    result = run_command(words, head | wrong, 240)
     assert result.returncode == 1
     assert "token" in result.stderr.splitlines()[-1]
 

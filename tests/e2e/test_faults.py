@@ -41,9 +41,14 @@ def running(
         process.stderr.close()
 
 
+def count_parts(output: Path) -> int:
+    """How many parts are there."""
+    return len(list((output / "annotations").rglob("part-*.parquet")))
+
+
 def wait_for_parts(output: Path, count: int, process: subprocess.Popen[str]) -> None:
     """Block until so many parts are there."""
-    while len(list((output / "annotations").rglob("part-*.parquet"))) < count:
+    while count_parts(output) < count:
         assert process.poll() is None, "the run ended before it could be disturbed"
         try:
             process.wait(timeout=0.05)
@@ -51,19 +56,36 @@ def wait_for_parts(output: Path, count: int, process: subprocess.Popen[str]) -> 
             continue
 
 
-def test_driver_killed_in_mid_run(
+def test_refused_killed_interrupted_and_continued(
     tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
 ) -> None:
-    """kill -9 of the driver: rows == unique == planned after the same command."""
+    """One output: a second driver is refused and names the first; kill -9 of that; SIGINT to the
+    process group, as a terminal sends it, stops the next one cleanly; the same command finishes."""
     out = tmp_path / "out"
     command = ["annotate", str(many), str(out), *tiny, "--shard-size", "4"]
     with running(command) as process:
         wait_for_parts(out, 3, process)
+        # Held still, so that it cannot finish before the second one looks.
+        process.send_signal(signal.SIGSTOP)
+        second = posemill_alone(*command)
+        assert second.returncode == 4
+        assert f"process {process.pid}" in second.stderr
         process.kill()
         process.wait()
-    survived = len(list((out / "annotations").rglob("part-*.parquet")))
+    survived = count_parts(out)
     assert 3 <= survived < UNITS // 4
     assert not (out / "_SUCCESS").exists()
+
+    with running(command) as process:
+        wait_for_parts(out, survived + 2, process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not (out / "_locks" / "1-of-1").exists()
+    assert not (out / "_SUCCESS").exists()
+
     result = posemill_alone(*command)
     assert result.returncode == 0, result.stderr
     table = read_table(str(out))
@@ -72,74 +94,27 @@ def test_driver_killed_in_mid_run(
     assert_clean(str(out))
 
 
-def test_ctrl_c_says_how_to_continue(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
-) -> None:
-    """SIGINT to the process group, as a terminal sends it: a clean stop, then the rest."""
-    out = tmp_path / "out"
-    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "4"]
-    with running(command) as process:
-        wait_for_parts(out, 2, process)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run the same command again" in errors
-    assert "Traceback" not in errors
-    assert not (out / "_locks" / "1-of-1").exists()
-    assert posemill_alone(*command).returncode == 0
-    assert_accounted(read_table(str(out)), UNITS)
-
-
-def test_two_runs_on_one_output(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
-) -> None:
-    """The second one stops and names the first."""
-    out = tmp_path / "out"
-    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "4"]
-    with running(command) as process:
-        wait_for_parts(out, 1, process)
-        # Held still, so that it cannot finish before the second one looks.
-        process.send_signal(signal.SIGSTOP)
-        second = posemill_alone(*command)
-        assert second.returncode == 4
-        assert f"process {process.pid}" in second.stderr
-
-
-def test_partitions_share_one_plan(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
-) -> None:
-    """Two drivers do half each; only the last one finds the table complete."""
-    out = tmp_path / "out"
-    command = ["annotate", str(many), str(out), *tiny, "--shard-size", "16"]
-    assert posemill_alone(*command, "--partition", "1/2").returncode == 0
-    assert 0 < read_table(str(out)).num_rows < UNITS
-    assert not (out / "_SUCCESS").exists()
-    assert posemill_alone(*command, "--partition", "2/2").returncode == 0
-    assert_accounted(read_table(str(out)), UNITS)
-    assert_clean(str(out))
-
-
 def test_what_does_not_move_is_named(
-    tmp_path: Path, many: Path, posemill_alone: Job, tiny: tuple[str, ...]
+    tmp_path: Path, photos: Path, posemill: Job, tiny: tuple[str, ...]
 ) -> None:
     """A pipe that nobody writes to: named while it holds up its shard, then a row."""
-    os.mkfifo(many / "slow.jpg")
+    os.mkfifo(photos / "slow.jpg")
     out = tmp_path / "out"
-    limits = ["--max-seconds", "12", "--stall-after", "2"]
-    result = posemill_alone("annotate", str(many), str(out), *tiny, *limits)
+    limits = ["--max-seconds", "6", "--stall-after", "1", "--shard-size", "16"]
+    result = posemill("annotate", str(photos), str(out), *tiny, *limits)
     assert result.returncode == 0, result.stderr
     assert "no shard has come through for" in result.stderr
-    assert f"prepare: unit {UNITS} ('{many}/slow.jpg') for " in result.stderr
+    assert f"prepare: unit 40 ('{photos}/slow.jpg') for " in result.stderr
     table = read_table(str(out))
-    assert_accounted(table, UNITS + 1)
-    assert table.filter(table["unit_id"].to_numpy() == UNITS)["error_code"].to_pylist() == [
-        "timeout"
-    ]
+    assert_accounted(table, 41)
+    assert table.filter(table["unit_id"].to_numpy() == 40)["error_code"].to_pylist() == ["timeout"]
 
 
-def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny: tuple[str, ...]) -> None:
+def test_units_of_a_lost_shard_run_alone(
+    head: dict[str, str], tmp_path: Path, photos: Path, tiny: tuple[str, ...]
+) -> None:
     """The last resort after Ray lost a shard twice: every unit in a task of its own."""
-    (many / "0001.jpg").write_bytes(b"not a picture")
+    (photos / "figure-001.jpg").write_bytes(b"not a picture")
     out = tmp_path / "out"
     script = (
         "import sys\n"
@@ -154,11 +129,11 @@ def test_units_of_a_lost_shard_run_alone(tmp_path: Path, many: Path, tiny: tuple
         "    outcomes = list(executor.run_unit_by_unit(shards))\n"
         "assert [o.committed for o in outcomes] == [True], outcomes\n"
     )
-    command = [str(many), str(out), *tiny, "--limit", "4"]
+    command = [str(photos), str(out), *tiny, "--limit", "4"]
     result = subprocess.run(
         [sys.executable, "-c", script, *command],
         cwd=REPOSITORY,
-        env=job_environment(),
+        env=head | {"RAY_ADDRESS": head["HEAD"]},
         capture_output=True,
         text=True,
         timeout=240,

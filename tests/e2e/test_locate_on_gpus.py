@@ -15,7 +15,7 @@ from cpm_core.info import FOLDER
 from cpm_core.locators import read_locator
 from pipeline.units import Unit
 from pipeline.worker import UnitWorker
-from tests.e2e.conftest import REPOSITORY, draw_figure, job_environment
+from tests.e2e.conftest import REPOSITORY, Job, draw_figure, job_environment
 from tests.e2e.test_annotate import assert_accounted, assert_clean, read_table
 from tests.pipeline.test_plan import decoder_config
 
@@ -44,10 +44,11 @@ THRESHOLD = 0.02
 
 
 def annotate(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`posemill annotate` on two GPUs, in whose place the CPU computes."""
+    """`posemill annotate` on two GPUs, in whose place the CPU computes. Ray would start a process
+    for each of the 16 CPUs at once."""
     return subprocess.run(
         [sys.executable, "-c", GPUS_THAT_ARE_NONE, "annotate", *words, "--locator-device", "cuda"],
-        env=job_environment() | environment,
+        env=job_environment() | {"RAY_prestart_worker_first_driver": "0"} | environment,
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -114,16 +115,16 @@ def test_no_input_is_blamed_for_a_device_that_is_gone(tmp_path: Path, tiny_weigh
     ],
 )
 def test_what_cannot_be_is_refused(
-    words: list[str], code: int, told: str, photos: Path, tmp_path: Path, tiny_weights: str
+    words: list[str],
+    code: int,
+    told: str,
+    photos: Path,
+    tmp_path: Path,
+    posemill: Job,
+    tiny_weights: str,
 ) -> None:
-    command = [sys.executable, "-m", "jobs.cli", "annotate", str(photos), str(tmp_path / "out")]
-    result = subprocess.run(
-        [*command, "--weights", tiny_weights, "--locator-device", "cuda", *words],
-        env=job_environment(),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    out = str(tmp_path / "out")
+    given = ["--weights", tiny_weights, "--locator-device", "cuda", *words]
+    result = posemill("annotate", str(photos), out, *given)
     assert result.returncode == code, result.stderr
     assert told in result.stderr

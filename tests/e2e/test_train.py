@@ -1,8 +1,10 @@
-"""Train, continue, evaluate, annotate: the whole way from labelled pictures to a table."""
+"""Train, stop, continue, evaluate, annotate: all the way from labelled pictures to a table."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -15,7 +17,8 @@ from cpm_core.weights import load_weights
 from tests.e2e.conftest import Job, draw_figure
 from tests.e2e.labelled import PLACES, SKELETON_FILE
 from tests.e2e.test_annotate import read_table
-from tests.e2e.test_train_faults import EXACT, QUICK, final_weights, records
+from tests.e2e.test_faults import running
+from tests.e2e.test_train_faults import EXACT, QUICK, final_weights, records, wait_for
 from tests.teacher_files import write_teacher
 
 PEOPLE = 48
@@ -38,26 +41,59 @@ def labelled(tmp_path: Path) -> Path:
     return folder
 
 
-def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, posemill: Job) -> None:
-    """A run of one epoch, continued to two, gives weights that evaluate and annotate read."""
-    samples, runs = tmp_path / "samples.parquet", tmp_path / "runs"
+@pytest.mark.timeout(600)
+def test_from_labels_to_table(
+    tmp_path: Path, labelled: Path, photos: Path, posemill: Job, posemill_alone: Job
+) -> None:
+    """Ctrl-C writes a checkpoint; a second start meanwhile is told who holds the run; the same
+    command continues, and again to more epochs; evaluate and annotate read what comes out."""
+    samples, run = tmp_path / "samples.parquet", tmp_path / "runs" / "tiny"
     imported = posemill("import", "json", str(labelled), str(samples), "--tune-share", "0.2")
     assert imported.returncode == 0, imported.stderr
     assert f"{PEOPLE} samples" in imported.stdout
 
-    command = ["train", "--samples", str(samples), "--output", str(runs), "--name", "tiny"]
-    command += ["--batch-size", "8", "--phases", "0:64", "--threads", "1", "--licence", "mine"]
-    first = posemill(*command, "--epochs", "1")
-    assert first.returncode == 0, first.stderr[-3000:]
-    once = load_weights(str(runs / "tiny" / "tiny.safetensors"))
-    second = posemill(*command, "--epochs", "2")
-    assert second.returncode == 0, second.stderr[-3000:]
-    twice = load_weights(str(runs / "tiny" / "tiny.safetensors"))
-    assert once.sha256 != twice.sha256
-    assert twice.info.licence == "mine"
-    assert len(list((runs / "tiny").glob("checkpoint_2*"))) == 2
+    command = ["train", "--samples", str(samples), "--output", str(run.parent), "--name", "tiny"]
+    command += [*QUICK, "--licence", "mine", "--epochs"]
+    with running([*command, "60"]) as process:
+        wait_for(lambda: records(run, "epoch"), process)
+        second = posemill_alone(*command, "60")
+        assert second.returncode == 4
+        assert f"process {process.pid}" in second.stderr
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    per_epoch = int(str(records(run, "epoch")[0]["step"]))
+    stopped_at = max(int(str(r["step"])) for r in records(run, "progress"))
+    assert per_epoch <= stopped_at < 60 * per_epoch
+    assert not (run / "tiny.safetensors").exists()
 
-    weights = str(runs / "tiny" / "tiny.safetensors")
+    # With another number of workers, and not to the end of 60 epochs.
+    epochs = stopped_at // per_epoch + 2
+    result = posemill_alone(*command, str(epochs), "--workers", "1-2")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert records(run, "start")[-1]["step"] == stopped_at
+    weights = str(run / "tiny.safetensors")
+    assert load_weights(weights).info.metrics["tune_pck_stage_1"] >= 0
+    assert "## Recipe" in (run / "tiny.md").read_text()
+
+    # What is finished goes on, too; and on a cluster.
+    once = final_weights(run)
+    last = [*command, str(epochs + 1)]
+    result = posemill(*last)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert records(run, "start")[-1]["step"] == epochs * per_epoch
+    assert any(not torch.equal(value, once[key]) for key, value in final_weights(run).items())
+    given = load_weights(weights)
+    assert given.info.licence == "mine"
+    assert len(list(run.glob("checkpoint_2*"))) == 2
+    steps = [r["step"] for r in records(run, "epoch")]
+    assert steps == sorted(set(steps)), "epochs are recorded once, whatever was done twice"
+
+    idle = posemill_alone(*last)
+    assert (idle.returncode, "nothing to do" in idle.stdout) == (3, True)
+    other = posemill_alone(*last, "--learning-rate", "0.5")
+    assert other.returncode == 2
+    assert "--learning-rate" in other.stderr
+
     measured = posemill("evaluate", "--samples", str(samples), "--weights", weights)
     assert measured.returncode == 0, measured.stderr
     assert f"PCK over {PEOPLE} people" in measured.stdout
@@ -67,7 +103,7 @@ def test_from_labels_to_table(tmp_path: Path, labelled: Path, photos: Path, pose
     )
     assert annotated.returncode == 0, annotated.stderr
     metadata = json.loads(read_table(str(tmp_path / "out")).schema.metadata[b"posemill"])
-    assert metadata["model"] == {"name": "tiny", "weights_sha256": twice.sha256}
+    assert metadata["model"] == {"name": "tiny", "weights_sha256": given.sha256}
 
 
 @pytest.mark.soak

@@ -1,10 +1,8 @@
-"""Training that is stopped, killed, doubled, resized: the same command goes on where it was."""
+"""Training that is killed, doubled, resized: the same command goes on where it was."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -79,40 +77,6 @@ def endless(tmp_path: Path, samples: str) -> list[str]:
     """A run that lasts longer than a test; the last word is the number of epochs."""
     command = ["train", "--samples", samples, "--output", str(tmp_path / "runs")]
     return [*command, "--name", "stopped", *QUICK, "--epochs", "60"]
-
-
-def test_stop_continue_and_nothing_to_do(
-    tmp_path: Path, endless: list[str], posemill_alone: Job
-) -> None:
-    """Ctrl-C writes a checkpoint; a second start meanwhile is told who holds the run; the same
-    command continues; then there is nothing to do."""
-    run = tmp_path / "runs" / "stopped"
-    with running(endless) as process:
-        wait_for(lambda: records(run, "epoch"), process)
-        second = posemill_alone(*endless)
-        assert second.returncode == 4
-        assert f"process {process.pid}" in second.stderr
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130
-    stopped_at = max(int(str(r["step"])) for r in records(run, "progress"))
-    assert 4 <= stopped_at < 60 * 4
-    assert not (run / "stopped.safetensors").exists()
-
-    # With another number of workers, and not to the end of 60 epochs.
-    finish = [*endless[:-1], str(stopped_at // 4 + 2), "--workers", "1-2"]
-    result = posemill_alone(*finish)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert records(run, "start")[-1]["step"] == stopped_at
-    assert load_weights(run / "stopped.safetensors").info.metrics["tune_pck_stage_1"] >= 0
-    assert "## Recipe" in (run / "stopped.md").read_text()
-    steps = [r["step"] for r in records(run, "epoch")]
-    assert steps == sorted(set(steps)), "epochs are recorded once, whatever was done twice"
-
-    idle = posemill_alone(*finish)
-    assert (idle.returncode, "nothing to do" in idle.stdout) == (3, True)
-    other = posemill_alone(*finish, "--learning-rate", "0.5")
-    assert other.returncode == 2
-    assert "--learning-rate" in other.stderr
 
 
 @pytest.mark.soak
