@@ -20,12 +20,15 @@ _LONGEST_METADATA = 1 << 18
 Info = TypeVar("Info")
 
 
-def read_header(path: Path, parse: Callable[[dict[str, Any]], Info]) -> Info:
-    """What `parse` makes of the document. Raises WeightsError that names the file and what is
-    wrong; so may `parse`, as for `tensor_file.read_tensors`."""
+def read_header(path: Path, parse: Callable[[dict[str, Any]], Info]) -> tuple[Info, str]:
+    """What `parse` makes of the document, and the file's SHA-256; its tensors are not looked at.
+
+    Raises WeightsError that names the file and what is wrong; so may `parse`, as for
+    `tensor_file.read_tensors`.
+    """
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return parsed(file.metadata(), parse, path)
+            return parsed(file.metadata(), parse, path), file_sha256(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
 

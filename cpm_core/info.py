@@ -9,7 +9,7 @@ from typing import Any
 
 from cpm_core.config import PRESETS, CpmConfig
 from cpm_core.errors import WeightsError
-from cpm_core.header import expect, file_sha256, read_header
+from cpm_core.header import expect, read_header
 from cpm_core.skeleton import Skeleton
 
 FOLDER = Path(__file__).parent / "weights"
@@ -65,8 +65,7 @@ def read_info(name_or_path: str | Path) -> tuple[WeightsInfo, str]:
 
     Raises WeightsError that names the file and what is wrong.
     """
-    path = find_weights(name_or_path)
-    return read_header(path, parse_info), file_sha256(path)
+    return read_header(find_weights(name_or_path), parse_info)
 
 
 def parse_info(values: dict[str, Any]) -> WeightsInfo:

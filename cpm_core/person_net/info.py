@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpm_core.errors import ConfigError, LocatorError, WeightsError
-from cpm_core.header import expect, file_sha256, read_header
+from cpm_core.header import expect, read_header
 from cpm_core.info import FOLDER
 from cpm_core.person_net.config import PersonNetConfig
 
@@ -52,8 +52,7 @@ def find_person_net(name_or_path: str | Path = KIND) -> Path:
 def read_info(name_or_path: str | Path = KIND) -> tuple[PersonNetInfo, str]:
     """The metadata and the SHA-256 of a file; its tensors are not looked at. Raises WeightsError
     that names the file and what is wrong."""
-    path = find_person_net(name_or_path)
-    return read_header(path, parse_info), file_sha256(path)
+    return read_header(find_person_net(name_or_path), parse_info)
 
 
 def parse_info(values: dict[str, Any]) -> PersonNetInfo:
