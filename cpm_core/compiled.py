@@ -40,19 +40,18 @@ class CompiledNetwork:
     """A network, given as OpenVINO's models for batches of 1 and, if need be, of another size.
 
     Called with crops (N, S, S, 3) of uint8 it returns float32 maps of every stage. As many of them
-    as the larger batch holds, or one, go through the network at a time, `streams` such parts side
-    by side with `threads` / `streams` CPU threads each. Where there is only one part, it has all
-    threads. Several threads may call it.
+    as the larger batch holds, or one, go through the network at a time. Where there is a larger
+    batch, each of `threads` CPU threads works at such a part of its own; a lone part, and crops of
+    a network for batches of 1, have them all. Several threads may call it.
 
     OpenVINO itself is called from threads of its own, or the main one, which is quicker for a lone
     image: in threads that Python has not made (Daft's, Ray's) it leaves Python with a wrong idea of
     them, and the process dies.
     """
 
-    def __init__(
-        self, models: Mapping[int, ov.Model], bf16: bool, threads: int, streams: int = 1
-    ) -> None:
+    def __init__(self, models: Mapping[int, ov.Model], bf16: bool, threads: int) -> None:
         self._batch = max(models)
+        streams = threads if self._batch > 1 else 1
         self._side_by_side = _Streams(models, bf16, threads, streams)
         self._together = self._side_by_side if streams == 1 else _Streams(models, bf16, threads, 1)
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cpm_core import cpu
 from cpm_core.compiled import CompiledNetwork, Graph
 from cpm_core.decode import Refinement, decode
 from cpm_core.info import WeightsInfo
-from cpm_core.keypoints import CPU_BATCHES, LIGHT_BATCH, KeypointEstimator, Precision
+from cpm_core.keypoints import CPU_BATCHES, THREAD_BATCHES, KeypointEstimator, Precision
 
 if TYPE_CHECKING:
     from cpm_core.weights import Weights
@@ -33,7 +32,7 @@ class CompiledWeights:
         from cpm_core.translate import graph_of
 
         config = weights.info.config
-        batches = {1, LIGHT_BATCH if config.trunk == "lite" else 1}
+        batches = {1, THREAD_BATCHES[config.trunk]}
         graph = graph_of(fold_batch_norm(weights.model()), config.input_size, batches)
         return cls(weights.info, weights.sha256, graph)
 
@@ -49,12 +48,10 @@ class CompiledEstimator(KeypointEstimator):
         refinement: Refinement = "gaussian",
         box_factor: float | None = None,
     ) -> None:
-        super().__init__(weights.info, weights.sha256, precision, (1.0,), refinement, box_factor)
-        trunk = weights.info.config.trunk
-        self.bf16 = precision == "bf16" or (precision == "auto" and cpu.has_bf16())
-        self._batch = CPU_BATCHES[trunk]
-        streams = threads if trunk == "lite" else 1
-        self._network = CompiledNetwork(weights.graph.models(), self.bf16, threads, streams)
+        info = weights.info
+        super().__init__(info, weights.sha256, "cpu", precision, (1.0,), refinement, box_factor)
+        self._batch = CPU_BATCHES[info.config.trunk]
+        self._network = CompiledNetwork(weights.graph.models(), self.bf16, threads)
 
     def _keypoints(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         config = self.info.config

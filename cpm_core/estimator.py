@@ -11,12 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from cpm_core.batches import in_batches, padded
-from cpm_core.cpu import has_bf16
 from cpm_core.decode import Refinement, decode
 from cpm_core.frequency import quicken
 from cpm_core.keypoints import (
     CPU_BATCHES,
-    LIGHT_BATCH,
+    THREAD_BATCHES,
     KeypointEstimator,
     Precision,
     as_boxes,
@@ -72,25 +71,28 @@ class Estimator(KeypointEstimator):
         refinement: Refinement = "gaussian",
         box_factor: float | None = None,
     ) -> None:
-        super().__init__(
-            weights.info, weights.sha256, precision, tuple(scales), refinement, box_factor
-        )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        on_cpu = self.device.type == "cpu"
-        self.bf16 = precision == "bf16" or (precision == "auto" and _suits_bf16(self.device))
+        super().__init__(
+            weights.info,
+            weights.sha256,
+            self.device.type,
+            precision,
+            tuple(scales),
+            refinement,
+            box_factor,
+        )
+        on_cpu, trunk = self.device.type == "cpu", self.info.config.trunk
         self.flip = flip
         self.flip_order = torch.from_numpy(self.info.skeleton.flip_order)
-        is_light = self.info.config.trunk == "lite"
-        self.largest_batch = CPU_BATCHES[self.info.config.trunk] if on_cpu else _GPU_BATCH
+        self.largest_batch = CPU_BATCHES[trunk] if on_cpu else _GPU_BATCH
         model = fold_batch_norm(weights.model()).to(self.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: Network = model
-        if on_cpu and self.info.config.trunk == "original" and not self.bf16:
+        if on_cpu and trunk == "original" and not self.bf16:
             # Its kernels are so large that this is quicker than OpenVINO.
             self.model = quicken(model)
         elif on_cpu:
-            batch = LIGHT_BATCH if is_light else 1
-            self.model = quickest(model, self.cropper.size, self.bf16, is_light, batch)
+            self.model = quickest(model, self.cropper.size, self.bf16, THREAD_BATCHES[trunk])
 
     def estimate_stages(self, picture: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.float32]:
         """As `estimate`, after every stage: (T, N, K, 3)."""
@@ -161,7 +163,3 @@ def _stack(stages: list[Tensor]) -> Tensor:
     """(T, ...) of T tensors; not even a copy of a lone one, for which torch would call its
     threads (see `decode`)."""
     return torch.stack(stages) if len(stages) > 1 else stages[0][None]
-
-
-def _suits_bf16(device: torch.device) -> bool:
-    return device.type == "cuda" or (device.type == "cpu" and has_bf16())

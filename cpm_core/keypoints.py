@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cpm_core import cpu
 from cpm_core.crops import Cropper
 from cpm_core.decode import Refinement
 from cpm_core.errors import ConfigError
@@ -21,21 +22,24 @@ CPU_BATCHES = {"lite": 32, "vgg": 1, "original": 1}
 """By trunk, the most crops that go through an estimator on a CPU at a time. The large networks gain
 nothing from a second crop, whose maps take memory."""
 
-LIGHT_BATCH = 4
-"""What a thread sees of those at a time: a tenth is gained, and from eight nothing more."""
+THREAD_BATCHES = {"lite": 4, "vgg": 1, "original": 1}
+"""By trunk, how many of those a thread works at on its own, at a time: with four a tenth is gained,
+and from eight nothing more. At a lone crop of a large network all threads work together."""
 
 
 class KeypointEstimator(ABC):
     """A CPM that turns uint8 crops, or a picture with boxes, into keypoints.
 
     Several threads may call it: the network sees the crops of one call after those of another.
-    Raises ConfigError for an unusable option.
+    `device` is a kind, "cpu" or "cuda": `auto` precision is bf16 where that is quick. Raises
+    ConfigError for an unusable option.
     """
 
     def __init__(
         self,
         info: WeightsInfo,
         sha256: str,
+        device: str,
         precision: Precision,
         scales: tuple[float, ...],
         refinement: Refinement,
@@ -47,6 +51,8 @@ class KeypointEstimator(ABC):
                 raise ConfigError(f"{given!r} is not one of {choices}")
         self.info = info
         self.sha256 = sha256
+        is_quick = device == "cuda" or (device == "cpu" and cpu.has_bf16())
+        self.bf16 = precision == "bf16" or (precision == "auto" and is_quick)
         self.refinement = refinement
         factor = info.box_factor if box_factor is None else box_factor
         self.cropper = Cropper(info.config.input_size, factor, scales)

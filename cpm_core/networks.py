@@ -20,25 +20,22 @@ Network = Callable[[Tensor], list[Tensor]]
 """Images (N, 3, S, S) of uint8 -> the maps of every stage."""
 
 
-def quickest(
-    network: nn.Module, size: int, bf16: bool = False, light: bool = False, batch: int = 1
-) -> Network:
+def quickest(network: nn.Module, size: int, bf16: bool = False, batch: int = 1) -> Network:
     """A network in eval mode for images of one size, compiled where OpenVINO is installed.
 
-    It uses as many threads as torch has at this moment. With a `light` network, each works on
-    images of its own, `batch` at a time: threads that share an image wait for one another at every
-    layer.
+    It uses as many threads as torch has at this moment. With a `batch` of several, each works on
+    images of its own, so many at a time: threads that share an image of a light network wait for
+    one another at every layer.
     """
     threads = torch.get_num_threads()
-    streams = threads if light else 1
     if cpu.has_openvino():
         from cpm_core.compiled import CompiledNetwork
         from cpm_core.translate import translate
 
         models = {n: translate(network, n, size) for n in {1, batch}}
-        return Compiled(CompiledNetwork(models, bf16, threads, streams))
+        return Compiled(CompiledNetwork(models, bf16, threads))
     quick = network if bf16 else quicken(network)
-    return quick if streams == 1 else SideBySide(quick, bf16, streams, batch)
+    return quick if 1 in (threads, batch) else SideBySide(quick, bf16, threads, batch)
 
 
 class Compiled:

@@ -59,11 +59,11 @@ def crops(count: int, size: int = SIZE) -> torch.Tensor:
 
 
 def compile_network(
-    network: nn.Module, bf16: bool = False, threads: int = 1, streams: int = 1, batch: int = 1
+    network: nn.Module, bf16: bool = False, threads: int = 1, batch: int = 1
 ) -> networks.Network:
     """As an estimator has it, for tensors."""
     models = {n: translation.translate(network, n, SIZE) for n in {1, batch}}
-    return networks.Compiled(compiled.CompiledNetwork(models, bf16, threads, streams))
+    return networks.Compiled(compiled.CompiledNetwork(models, bf16, threads))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -93,7 +93,7 @@ def test_what_is_left_of_a_batch_goes_one_by_one(count: int) -> None:
 
 @torch.inference_mode()
 def test_threads_do_not_mix_their_answers() -> None:
-    network = compile_network(lively(NETWORKS["cpm-lite"]()), threads=3, streams=3, batch=2)
+    network = compile_network(lively(NETWORKS["cpm-lite"]()), threads=3, batch=2)
     images = [crops(count) for count in range(1, 9)] * 8
     alone = [network(one) for one in images[:8]] * 8
     with ThreadPoolExecutor(6) as threads:

@@ -246,7 +246,7 @@ def test_what_an_estimator_says_about_itself(finder, dots_file):
 
 @pytest.mark.parametrize("native", [False, True])
 def test_a_cpu_takes_bf16_where_it_has_it(native, finder, monkeypatch):
-    monkeypatch.setattr("cpm_core.estimator.has_bf16", lambda: native)
+    monkeypatch.setattr("cpm_core.cpu.has_bf16", lambda: native)
     assert finder().bf16 == native
     assert finder(precision="bf16").bf16
     assert not finder(precision="fp32").bf16
