@@ -20,6 +20,7 @@ _ROLES = {
     "PrepareStage": "prepare",
     "EstimateStage": "estimate",
     "CommitStage": "commit",
+    "pipeline.compiler": "compiler",
     "pipeline.decoder": "decoders",
     "gcs_server": "gcs",
     "Agent": "Ray's agents",

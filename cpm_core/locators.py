@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -26,7 +26,7 @@ CHOICES = "person-net, boxes, whole-image or detector:FILE.onnx"
 @dataclass(frozen=True)
 class LocatorSpec:
     """All that a process needs to make a locator; `model` holds an ONNX file's bytes, `net` a
-    person-net for processes without PyTorch.
+    person-net for processes on CPUs, which need no PyTorch then.
 
     `sha256` is of the file that finds people, if there is one, and `threshold` the score from which
     a box counts.
@@ -44,18 +44,10 @@ class LocatorSpec:
         return self.kind if self.sha256 is None else f"{self.kind}:{self.sha256}"
 
     @property
-    def suits_gpu(self) -> bool:
-        """Whether it is a network that PyTorch runs: `build_net` makes it."""
+    def is_net(self) -> bool:
+        """Whether it is a network of PyTorch's, which runs on a GPU (`build_net`) and can be
+        compiled (`net`)."""
         return self.kind == "person-net"
-
-    def compiled(self) -> LocatorSpec:
-        """For processes on CPUs: with a person-net that needs no PyTorch there, if one can be made
-        here."""
-        if self.kind != "person-net" or not cpu.has_openvino():
-            return self
-        from cpm_core.person_net.compiled import CompiledPersonNet
-
-        return replace(self, net=CompiledPersonNet.shipped())
 
     def build(self, device: str = "cpu", threads: int = 1) -> Locator | None:
         """The locator; None where boxes are given. Raises CpmError.
@@ -77,7 +69,7 @@ class LocatorSpec:
 
     def build_net(self, device: str, threads: int = 1) -> PersonNetLocator:
         """The person-net, as `build`, where that is what this names."""
-        assert self.suits_gpu
+        assert self.is_net
         # Nothing else here needs torch, which takes seconds to import.
         from cpm_core.person_net import PersonNetLocator
 

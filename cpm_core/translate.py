@@ -8,10 +8,10 @@ OpenVINO's own converter takes two seconds.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,22 +19,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cpm_core.compiled import Graph
+from cpm_core.lite import fold_batch_norm
 from cpm_core.vino import ops, ov
 
+if TYPE_CHECKING:
+    from cpm_core.person_net.weights import PersonNetWeights
+    from cpm_core.weights import Weights
 
-def graph_of(network: nn.Module, size: int, batches: Iterable[int]) -> Graph:
-    """The last stage of a network in eval mode for images of one size, to be compiled where there
-    is no PyTorch.
 
-    Raises TypeError as `translate`.
-    """
+def graph_of(weights: Weights | PersonNetWeights, batch: int = 1) -> Graph:
+    """The last stage of a network, for one image and for so many at a time, to be compiled where
+    there is no PyTorch."""
+    network, size = fold_batch_norm(weights.model()), weights.info.config.input_size
     by_batch = {}
     with tempfile.TemporaryDirectory(prefix="posemill-graph-") as folder:
         topology, values = Path(folder, "network.xml"), Path(folder, "network.bin")
-        for batch in batches:
-            model = translate(network, batch, size, last_only=True)
+        for count in {1, batch}:
+            model = translate(network, count, size, last_only=True)
             ov.serialize(model, str(topology), str(values))
-            by_batch[batch] = topology.read_bytes(), values.read_bytes()
+            by_batch[count] = topology.read_bytes(), values.read_bytes()
     return Graph(by_batch)
 
 

@@ -6,8 +6,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from cpm_core.errors import WeightsError
@@ -24,6 +26,11 @@ class Weights:
     info: WeightsInfo
     tensors: dict[str, Tensor]
     sha256: str
+
+    @classmethod
+    def of(cls, info: WeightsInfo, content: bytes, sha256: str) -> Self:
+        """From the content of a file that `load_weights` has found good."""
+        return cls(info, load(content), sha256)
 
     def model(self) -> Cpm:
         """The network with these weights, in fp32 and eval mode."""

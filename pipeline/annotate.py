@@ -6,6 +6,7 @@ The driver holds no results: parts are written by the workers, and what is done 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from botocore.exceptions import BotoCoreError
 
 from pipeline import __version__, schema
 from pipeline.commit import SUCCESS, done_shards, mark_success, part_summaries, unmark_success
+from pipeline.compiler import Compiler
 from pipeline.config import AnnotateSettings, fingerprint
 from pipeline.errors import PosemillError
 from pipeline.estimators import EstimatorSettings
@@ -30,7 +32,6 @@ from pipeline.weights import WeightsFile
 from pipeline.work import Totals, Work, find_work, stale_shards
 
 if TYPE_CHECKING:
-    from cpm_core.weights import Weights
     from pipeline.execute import Executor
 
 _SHARDS_PER_WAVE = 2000
@@ -49,7 +50,9 @@ class Report:
 def annotate(settings: AnnotateSettings, reporter: Reporter) -> Report:
     """Run the job. Raises PosemillError when it cannot finish; the same call continues it."""
     try:
-        return Run(settings, reporter).go()
+        run = Run(settings, reporter)
+        with closing(run.compiler):
+            return run.go()
     except (OSError, BotoCoreError) as error:
         raise PosemillError(
             f"the storage fails: {error or type(error).__name__}; check that "
@@ -74,6 +77,15 @@ class Run:
         self.weights = WeightsFile(settings.weights, self.storage)
         self.who = who(settings, self.storage)
         self.decoder = self._decoder_config()
+        self.estimator = EstimatorSettings(
+            settings.precision,
+            settings.flip,
+            settings.scales,
+            settings.refinement,
+            settings.box_factor,
+        )
+        on_cpus = settings.device != "cuda" and self.estimator.want_compiled(self.weights.info)
+        self.compiler = Compiler(self.weights, on_cpus, self.who.locator.is_net)
         fields = settings.fingerprint_fields(
             weights=self.weights.sha256,
             schema=str(schema.SCHEMA_VERSION),
@@ -105,13 +117,18 @@ class Run:
         """Refuse other settings than the output was begun with, and what is no weights for a new
         one: those of an old one were looked at when it was begun."""
         if not self.run_file.check():
-            self.weights.load()
+            self.compiler.start()
+            # Ray takes as long as PyTorch does over there.
+            from pipeline import execute  # noqa: F401
+
+            self.compiler.check()
 
     def _try(self, sources: Sources) -> None:
-        from pipeline.execute import Executor
-
         self._check()
         self.planner.plan(sources, write=False)
+        self.compiler.start()
+        from pipeline.execute import Executor
+
         with Executor(self._executor_inputs(), self.reporter):
             pass
         self.reporter.say(f"fingerprint {self.fingerprint}; nothing was written (--dry-run)")
@@ -137,6 +154,7 @@ class Run:
 
     def _work(self, work: Work, expected: int, report: Report, lock: Lock) -> None:
         """Run the shards in waves; what stays undone is run again, then unit by unit."""
+        self.compiler.start()
         from pipeline.execute import Executor
 
         judge = Judge(self.settings.max_failures)
@@ -263,7 +281,6 @@ class Run:
         )
 
     def _executor_inputs(self) -> ExecutorInputs:
-        s = self.settings
         metadata = {
             "model": {"name": self.weights.info.name, "weights_sha256": self.weights.sha256},
             "people": self.who.metadata(),
@@ -271,11 +288,12 @@ class Run:
             "tool": f"posemill {__version__}",
         }
         return ExecutorInputs(
-            settings=s,
+            settings=self.settings,
             decoder=self.decoder,
             output=self.output,
-            weights=self.weights.load(),
-            estimator=EstimatorSettings(s.precision, s.flip, s.scales, s.refinement, s.box_factor),
+            weights=self.weights,
+            compiler=self.compiler,
+            estimator=self.estimator,
             same_person=self.who.same_person,
             metadata=schema.table_metadata(metadata, self.weights.info.skeleton),
         )
@@ -288,7 +306,8 @@ class ExecutorInputs:
     settings: AnnotateSettings
     decoder: DecoderConfig
     output: Output
-    weights: Weights
+    weights: WeightsFile
+    compiler: Compiler
     estimator: EstimatorSettings
     same_person: float | None
     metadata: dict[bytes, bytes]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cpm_core import cpu
 from cpm_core.decode import Refinement
+from cpm_core.info import WeightsInfo
 from cpm_core.keypoints import KeypointEstimator, Precision
 
 if TYPE_CHECKING:
-    from cpm_core.compiled_estimator import CompiledWeights
-    from cpm_core.weights import Weights
+    from cpm_core.compiled import Graph
 
 
 @dataclass(frozen=True)
@@ -25,54 +24,50 @@ class EstimatorSettings:
     refinement: Refinement = "gaussian"
     box_factor: float | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether every crop is looked at once, as it is."""
-        return not self.flip and self.scales == (1.0,)
+    def want_compiled(self, info: WeightsInfo) -> bool:
+        """Whether CPUs are to have the network compiled: where every crop is looked at once, as it
+        is, and PyTorch is not quicker. The large kernels of the original net are in fp32 only
+        there, and `auto` is theirs to choose."""
+        is_plain = not self.flip and self.scales == (1.0,)
+        return is_plain and (info.config.trunk != "original" or self.precision == "bf16")
 
 
 @dataclass(frozen=True)
 class EstimatorSpec:
     """Weights and how to use them, for workers with one kind of device and so many threads each.
 
-    `weights` are pickled, so that PyTorch is imported only where they are used: not where
-    `compiled` ones are there, and can be.
+    They travel as their file's bytes, so that PyTorch is imported only where they are used: not
+    where there is a `graph` and OpenVINO.
     """
 
     settings: EstimatorSettings
     device: str
     threads: int
-    weights: bytes = field(repr=False)
-    compiled: CompiledWeights | None = field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, weights: Weights, settings: EstimatorSettings, device: str, threads: int) -> Self:
-        """On CPUs with the network compiled, where that is quicker than PyTorch: the large kernels
-        of the original net are in fp32 only without it, and `auto` is theirs to choose."""
-        spec = cls(settings, device, threads, pickle.dumps(weights))
-        is_quicker = weights.info.config.trunk != "original" or settings.precision == "bf16"
-        if device != "cpu" or not (settings.is_plain and is_quicker and cpu.has_openvino()):
-            return spec
-        from cpm_core.compiled_estimator import CompiledWeights
-
-        return replace(spec, compiled=CompiledWeights.of(weights))
+    info: WeightsInfo
+    sha256: str
+    file: bytes = field(repr=False)
+    graph: Graph | None = field(default=None, repr=False)
 
     def build(self) -> KeypointEstimator:
         """The estimator."""
-        settings = self.settings
-        if self.compiled is not None and cpu.has_openvino():
+        how = self.settings
+        if self.graph is not None and cpu.has_openvino():
             from cpm_core.compiled_estimator import CompiledEstimator
 
             return CompiledEstimator(
-                self.compiled,
+                self.info,
+                self.sha256,
+                self.graph,
                 self.threads,
-                settings.precision,
-                settings.refinement,
-                settings.box_factor,
+                how.precision,
+                how.refinement,
+                how.box_factor,
             )
         import torch
 
         from cpm_core.estimator import Estimator
+        from cpm_core.weights import Weights
 
         torch.set_num_threads(self.threads)
-        return Estimator(pickle.loads(self.weights), self.device, **vars(settings))
+        weights = Weights.of(self.info, self.file, self.sha256)
+        return Estimator(weights, self.device, **vars(how))

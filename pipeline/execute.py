@@ -67,10 +67,18 @@ class Executor:
         self.reporter.say(f"layout: {self.layout.describe()}")
         num_keypoints = len(self.inputs.weights.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
-        decoder = self.inputs.decoder
-        self.decoder = ray.put(replace(decoder, people=decoder.people.compiled()))
-        weights, how = self.inputs.weights, self.inputs.estimator
-        spec = EstimatorSpec.of(weights, how, self.layout.device, self.layout.threads)
+        graph, net = self.inputs.compiler.networks()
+        decoder, weights, device = self.inputs.decoder, self.inputs.weights, self.layout.device
+        self.decoder = ray.put(replace(decoder, people=replace(decoder.people, net=net)))
+        spec = EstimatorSpec(
+            self.inputs.estimator,
+            device,
+            self.layout.threads,
+            weights.info,
+            weights.sha256,
+            weights.content(),
+            graph if device == "cpu" else None,
+        )
         self.estimator = ray.put(spec)
         self._flow: Flow | None = None
 

@@ -54,7 +54,7 @@ def who(settings: AnnotateSettings, storage: StorageOptions) -> Who:
         boxes = boxes_by_uri(read_table(settings.boxes, storage), settings.boxes)
     people = settings.people or _default(settings, storage)
     locator = locator_of(people, settings.person_threshold)
-    if settings.locator_device == "cuda" and not locator.suits_gpu:
+    if settings.locator_device == "cuda" and not locator.is_net:
         raise UsageError(
             f"--locator-device cuda goes with --people person-net, not {people}, which "
             "locates without a GPU: leave --locator-device out"

@@ -6,12 +6,15 @@ seconds sooner without.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpm_core.errors import CpmError
-from cpm_core.info import read_info
+from cpm_core.info import find_weights, read_info
 from pipeline.errors import InputError, UsageError
 from pipeline.fetch import fetch
 from pipeline.storage import StorageOptions
@@ -47,46 +50,60 @@ def estimator(
 
 
 class WeightsFile:
-    """Weights of which `info` and `sha256` are known at once, and the tensors only when they are
-    used: a run that finds nothing to do needs no PyTorch.
+    """Shipped weights, a `.safetensors` file, or one at any fsspec URL, as what it says of itself:
+    `info`, and its `sha256`. Whether its tensors are the network's is for a process that has
+    PyTorch to see.
 
     Raises UsageError for a file that says nothing usable of itself.
     """
 
     def __init__(self, name: str, options: StorageOptions) -> None:
-        self._name, self._options = name, options
-        self._weights: Weights | None = None
-        if "://" in name:
-            weights = self.load()
-            self.info, self.sha256 = weights.info, weights.sha256
-            return
+        self._name = name
+        self._fetched: bytes | None = None
         try:
-            self.info, self.sha256 = read_info(name)
-        except CpmError as error:
-            raise UsageError(str(error)) from error
+            if "://" in name:
+                self._fetched = fetch(name, options, _MAX_BYTES)
+            else:
+                self._path = find_weights(name)
+            with self.path() as path:
+                self.info, self.sha256 = read_info(path)
+        except (CpmError, InputError) as error:
+            raise self.refused(error) from error
 
-    def load(self) -> Weights:
-        """The weights. Raises UsageError for a file with other tensors than it says, or that has
-        changed meanwhile."""
-        if self._weights is None:
-            self._weights = read_weights(self._name, self._options)
-            if "://" not in self._name and self._weights.sha256 != self.sha256:
-                raise UsageError(f"{self._name} was changed meanwhile; run the same command again")
-        return self._weights
+    @contextmanager
+    def path(self) -> Iterator[Path]:
+        """Where the file is; that of a URL is there while inside."""
+        if self._fetched is None:
+            yield self._path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "weights.safetensors"
+            copy.write_bytes(self._fetched)
+            yield copy
+
+    def content(self) -> bytes:
+        """All of it. Raises UsageError where it has changed meanwhile."""
+        content = self._path.read_bytes() if self._fetched is None else self._fetched
+        self.check(hashlib.sha256(content).hexdigest())
+        return content
+
+    def check(self, sha256: str) -> None:
+        """Raise UsageError for a SHA-256 that is no more the file's."""
+        if sha256 != self.sha256:
+            raise UsageError(f"{self._name} was changed meanwhile; run the same command again")
+
+    def refused(self, error: CpmError | InputError) -> UsageError:
+        """What to tell of an error that it causes."""
+        return UsageError(f"{self._name}: {error}" if "://" in self._name else str(error))
 
 
 def read_weights(name: str, options: StorageOptions) -> Weights:
-    """Shipped weights, a `.safetensors` file, or one at any fsspec URL. Raises UsageError."""
+    """The weights of a `WeightsFile`. Raises UsageError."""
     from cpm_core.weights import load_weights
 
-    try:
-        if "://" not in name:
-            return load_weights(name)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "weights.safetensors"
-            copy.write_bytes(fetch(name, options, _MAX_BYTES))
-            return load_weights(copy)
-    except InputError as error:
-        raise UsageError(f"{name}: {error}") from error
-    except CpmError as error:
-        raise UsageError(f"{name}: {error}" if "://" in name else str(error)) from error
+    file = WeightsFile(name, options)
+    with file.path() as path:
+        try:
+            return load_weights(path)
+        except CpmError as error:
+            raise file.refused(error) from error

@@ -20,13 +20,11 @@ class CompiledPersonNet:
     @classmethod
     def shipped(cls) -> CompiledPersonNet:
         """The one of the package, which takes PyTorch and OpenVINO."""
-        from cpm_core.lite import fold_batch_norm
         from cpm_core.person_net.weights import load_person_net
         from cpm_core.translate import graph_of
 
         net = load_person_net()
-        size = net.info.config.input_size
-        return cls(graph_of(fold_batch_norm(net.model()), size, {1}), size)
+        return cls(graph_of(net), net.info.config.input_size)
 
     def locator(self, threshold: float, threads: int) -> NetElsewhere:
         """A locator that answers as `PersonNetLocator` on a CPU."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -15,12 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 
+from cpm_core.info import FOLDER
 from jobs.cli import main
 from pipeline import schema
 from pipeline.storage import StorageOptions, open_filesystem, path_of, protocol_of
 from pipeline.upkeep.settings import VerifySettings
 from pipeline.upkeep.verify import verify
-from tests.e2e.conftest import Job, draw_figure
+from tests.e2e.conftest import REPOSITORY, Job, draw_figure, job_environment
 from tests.pipeline.videos import write_video
 
 
@@ -350,6 +353,39 @@ def test_output_that_cannot_be_written(
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert output in result.stderr
+
+
+WITHOUT_PYTORCH = """
+import sys
+from jobs.cli import main
+from pipeline.compiler import Compiler
+codes = [main(sys.argv[1:])]
+Compiler.start = None
+codes.append(main(sys.argv[1:]))
+print(codes, sorted({"torch", "openvino", "onnxruntime"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.skipif(
+    not (FOLDER / "person-net.safetensors").exists(), reason="needs the shipped locator"
+)
+def test_a_driver_on_cpus_imports_no_pytorch_and_with_nothing_to_do_starts_nothing(
+    tmp_path: Path, photos: Path
+) -> None:
+    """Both take seconds and memory; networks are made ready beside it."""
+    pytest.importorskip("openvino")
+    words = ["annotate", str(photos), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, *words],
+        env=job_environment(),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing left to do" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[0, 0] []"
 
 
 def test_dry_run_writes_nothing(

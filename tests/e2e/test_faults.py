@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import REPOSITORY, UNITS, Job, job_environment
 from tests.e2e.test_annotate import assert_accounted, assert_clean, read_table
+from tests.faults.processes import hit, wait_until, with_role
 
 
 @contextmanager
@@ -92,6 +95,36 @@ def test_refused_killed_interrupted_and_continued(
     assert_accounted(table, UNITS)
     assert table.num_rows == UNITS
     assert_clean(str(out))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGINT, 130, "stopped; what is done is kept: run the same command again"),
+        (signal.SIGKILL, 1, "error: the process that makes the networks ready was killed"),
+    ],
+)
+def test_while_networks_are_made_ready(
+    number: signal.Signals, code: int, told: str, tmp_path: Path, many: Path, tiny: tuple[str, ...]
+) -> None:
+    """Ctrl-C as a terminal sends it; kill -9 of the child, as when memory is short. One line, and
+    nothing is left behind."""
+    (tmp_path / "temporary").mkdir()
+    environment = job_environment() | {"TMPDIR": str(tmp_path / "temporary")}
+    with running(["annotate", str(many), str(tmp_path / "out"), *tiny], environment) as process:
+        compilers = wait_until(lambda: with_role("compiler", process.pid), process)
+        assert compilers, "nobody makes networks ready"
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            assert hit(compilers[0], number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.startswith(told)
+    assert errors.count("\n") == 1
+    assert not compilers[0].is_running()
+    assert not list((tmp_path / "temporary").iterdir())
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_what_does_not_move_is_named(

@@ -10,12 +10,13 @@ from typing import Literal, TypeVar
 
 import psutil
 
-Role = Literal["prepare", "estimate", "commit", "decoder", "raylet"]
+Role = Literal["prepare", "estimate", "commit", "decoder", "compiler", "raylet"]
 _MARKS: dict[Role, str] = {
     "prepare": "ray::PrepareStage",
     "estimate": "ray::EstimateStage",
     "commit": "ray::CommitStage",
     "decoder": "pipeline.decoder",
+    "compiler": "pipeline.compiler",
 }
 
 T = TypeVar("T")

@@ -6,35 +6,51 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cpm_core import cpu
 from cpm_core.config import preset
 from cpm_core.estimator import Estimator, load
-from cpm_core.info import WeightsInfo
+from cpm_core.info import WeightsInfo, find_weights
+from cpm_core.keypoints import THREAD_BATCHES
 from cpm_core.locators import read_locator
 from cpm_core.model import Cpm
+from cpm_core.person_net.compiled import CompiledPersonNet
 from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import Weights, load_weights
+from cpm_core.weights import load_weights, save_weights
 from pipeline.estimators import EstimatorSettings, EstimatorSpec
 
-pytest.importorskip("openvino")
+translate = pytest.importorskip("cpm_core.translate", exc_type=ImportError)
 
 ROOT = Path(__file__).parents[2]
 FP32 = EstimatorSettings("fp32")
 
 
-def weights_of(name: str) -> Weights:
-    """The shipped ones, or random ones of a small network of that preset."""
-    if name == "cpm-lite":
-        return load_weights(name)
-    config = preset(name, input_size=64, stages=2)
-    model = Cpm(config).eval()
-    return Weights(WeightsInfo(name, config, load_skeleton("lsp14")), model.state_dict(), "0")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped weights, and random ones of small networks, by preset."""
+    found = {"cpm-lite": find_weights("cpm-lite")}
+    for name in ("cpm", "cpm-vgg"):
+        config = preset(name, input_size=64, stages=2)
+        found[name] = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
+        info = WeightsInfo(name, config, load_skeleton("lsp14"))
+        save_weights(found[name], Cpm(config).eval(), info)
+    return found
+
+
+def spec_of(
+    path: Path, settings: EstimatorSettings, threads: int = 1, compiled: bool = True
+) -> EstimatorSpec:
+    """As the driver makes it for CPUs."""
+    weights = load_weights(path)
+    batch = THREAD_BATCHES[weights.info.config.trunk]
+    graph = translate.graph_of(weights, batch) if compiled else None
+    sent = weights.info, weights.sha256, path.read_bytes(), graph
+    return EstimatorSpec(settings, "cpu", threads, *sent)
 
 
 def crops(count: int, size: int) -> np.ndarray:
@@ -46,31 +62,21 @@ def crops(count: int, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "settings", "has_openvino", "is_compiled"),
+    ("name", "settings", "expected"),
     [
-        ("cpm-lite", "cpu", {}, True, True),
-        ("cpm-lite", "cpu", {"refinement": "quarter", "box_factor": 2.0}, True, True),
-        ("cpm-vgg", "cpu", {}, True, True),
-        ("cpm", "cpu", {}, True, False),  # PyTorch is quicker in the frequency domain
-        ("cpm", "cpu", {"precision": "bf16"}, True, True),
-        ("cpm-lite", "cpu", {"flip": True}, True, False),
-        ("cpm-lite", "cpu", {"scales": (0.8, 1.0)}, True, False),
-        ("cpm-lite", "cuda", {}, True, False),
-        ("cpm-lite", "cpu", {}, False, False),
+        ("cpm-lite", {}, True),
+        ("cpm-lite", {"refinement": "quarter", "box_factor": 2.0}, True),
+        ("cpm-vgg", {}, True),
+        ("cpm", {}, False),  # PyTorch is quicker in the frequency domain
+        ("cpm", {"precision": "fp32"}, False),
+        ("cpm", {"precision": "bf16"}, True),
+        ("cpm-lite", {"flip": True}, False),
+        ("cpm-lite", {"scales": (0.8, 1.0)}, False),
     ],
 )
-def test_who_gets_a_compiled_network(
-    name: str,
-    device: str,
-    settings: dict[str, Any],
-    has_openvino: bool,
-    is_compiled: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cpu, "has_openvino", lambda: has_openvino)
-    spec = EstimatorSpec.of(weights_of(name), EstimatorSettings(**settings), device, threads=2)
-    assert (spec.device, spec.threads) == (device, 2)
-    assert (spec.compiled is not None) == is_compiled
+def test_who_wants_a_compiled_network(name: str, settings: dict[str, Any], expected: bool) -> None:
+    info = WeightsInfo(name, preset(name), load_skeleton("lsp14"))
+    assert EstimatorSettings(**settings).want_compiled(info) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,12 +90,11 @@ def test_who_gets_a_compiled_network(
     ],
 )
 def test_compiled_ones_answer_as_the_others(
-    name: str, count: int, threads: int, settings: EstimatorSettings
+    name: str, count: int, threads: int, settings: EstimatorSettings, files: dict[str, Path]
 ) -> None:
-    weights = weights_of(name)
-    seen = crops(count, weights.info.config.input_size)
-    plain = Estimator(weights, "cpu", **vars(settings))
-    compiled = EstimatorSpec.of(weights, settings, "cpu", threads).build()
+    plain = load(files[name], "cpu", **vars(settings))
+    seen = crops(count, plain.cropper.size)
+    compiled = spec_of(files[name], settings, threads).build()
     assert not isinstance(compiled, Estimator)
     assert (compiled.info, compiled.sha256) == (plain.info, plain.sha256)
     assert compiled.cropper == plain.cropper
@@ -99,9 +104,30 @@ def test_compiled_ones_answer_as_the_others(
     np.testing.assert_allclose(found[..., :2], expected[..., :2], atol=0.01)
 
 
-def test_a_picture_with_boxes_and_what_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cpm", EstimatorSettings()),
+        ("cpm", EstimatorSettings("bf16", flip=True)),
+        ("cpm-vgg", EstimatorSettings(scales=(0.8, 1.0), refinement="none")),
+        ("cpm-lite", EstimatorSettings("fp32", flip=True, box_factor=2.0)),
+    ],
+)
+def test_the_others_are_made_of_the_bytes_of_their_file(
+    name: str, settings: EstimatorSettings, files: dict[str, Path]
+) -> None:
+    spec = spec_of(files[name], settings, compiled=False)
+    built, expected = pickle.loads(pickle.dumps(spec)).build(), load(files[name], "cpu")
+    assert isinstance(built, Estimator)
+    assert (built.info, built.sha256) == (expected.info, expected.sha256)
+    expected = load(files[name], "cpu", **vars(settings))
+    seen = np.repeat(crops(2, built.cropper.size), len(settings.scales), axis=1)
+    np.testing.assert_allclose(built.estimate_crops(seen), expected.estimate_crops(seen), atol=1e-3)
+
+
+def test_a_picture_with_boxes_and_what_is_refused(files: dict[str, Path]) -> None:
     settings = EstimatorSettings("fp32", box_factor=1.5)
-    estimator = EstimatorSpec.of(weights_of("cpm-lite"), settings, "cpu", 1).build()
+    estimator = spec_of(files["cpm-lite"], settings).build()
     picture = crops(1, 320)[0, 0]
     boxes = [[10, 20, 100, 200], [200, -40, 80, 90]]
     expected = load("cpm-lite", "cpu", "fp32", box_factor=1.5).estimate(picture, boxes)
@@ -124,12 +150,10 @@ print("torch" in sys.modules)
 """
 
 
-def test_a_worker_without_openvino_has_pytorch(tmp_path: Path) -> None:
+def test_a_worker_without_openvino_has_pytorch(tmp_path: Path, files: dict[str, Path]) -> None:
     """Nodes need not be alike: what they are sent must be readable there, too."""
-    spec = EstimatorSpec.of(weights_of("cpm-lite"), FP32, "cpu", 1)
-    locator = read_locator("person-net").compiled()
-    assert spec.compiled is not None
-    assert locator.net is not None
+    spec = spec_of(files["cpm-lite"], FP32)
+    locator = replace(read_locator("person-net"), net=CompiledPersonNet.shipped())
     seen = crops(2, 192)
     (tmp_path / "sent").write_bytes(pickle.dumps((spec, locator, seen)))
     command = [sys.executable, "-c", WITHOUT_OPENVINO, "sent", "found.npy"]
@@ -153,9 +177,9 @@ print(sorted({"torch", "pandas", "onnxruntime"} & set(sys.modules)))
 """
 
 
-def test_a_worker_on_a_cpu_imports_no_pytorch(tmp_path: Path) -> None:
+def test_a_worker_on_a_cpu_imports_no_pytorch(tmp_path: Path, files: dict[str, Path]) -> None:
     """It takes a second and a half to start, and 0.2 GiB."""
-    spec = EstimatorSpec.of(weights_of("cpm-lite"), EstimatorSettings(), "cpu", 1)
+    spec = spec_of(files["cpm-lite"], EstimatorSettings())
     (tmp_path / "spec").write_bytes(pickle.dumps(spec))
     command = [sys.executable, "-c", WORKER, str(tmp_path / "spec")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

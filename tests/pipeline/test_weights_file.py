@@ -22,7 +22,7 @@ from pipeline.config import AnnotateSettings
 from pipeline.errors import UsageError
 from pipeline.progress import Reporter
 from pipeline.storage import StorageOptions
-from pipeline.weights import WeightsFile
+from pipeline.weights import WeightsFile, read_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,11 +45,15 @@ def hollow(good: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_it_says_of_itself_and_what_is_in_it(good: Path) -> None:
-    file = WeightsFile(str(good), StorageOptions())
-    weights = file.load()
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_what_it_says_of_itself_and_what_is_in_it(form: str, good: Path) -> None:
+    name = form.format(good)
+    file, weights = (make(name, StorageOptions()) for make in (WeightsFile, read_weights))
     assert (weights.info, weights.sha256) == (file.info, file.sha256)
-    assert file.load() is weights
+    assert file.content() == good.read_bytes()
+    with file.path() as path:
+        assert path.read_bytes() == good.read_bytes()
+    assert path == good or not path.exists()
 
 
 def test_a_file_that_changes_meanwhile(good: Path, hollow: Path) -> None:
@@ -57,13 +61,14 @@ def test_a_file_that_changes_meanwhile(good: Path, hollow: Path) -> None:
     config = file.info.config
     save_weights(good, Cpm(config).eval(), file.info)
     with pytest.raises(UsageError, match=r"good\.safetensors was changed meanwhile"):
-        file.load()
+        file.content()
 
 
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
 @pytest.mark.parametrize("name", ["nobody", "README.md"])
-def test_what_says_nothing_usable_is_refused_at_once(name: str) -> None:
+def test_what_says_nothing_usable_is_refused_at_once(name: str, form: str) -> None:
     with pytest.raises(UsageError, match=name):
-        WeightsFile(str(ROOT / name), StorageOptions())
+        WeightsFile(form.format(ROOT / name), StorageOptions())
 
 
 def test_a_file_that_lies_leaves_a_new_output_untouched(hollow: Path, tmp_path: Path) -> None:
