@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Networks = tuple[Graph | None, CompiledPersonNet | None]
 
 POSE, PERSON_NET = "pose", "person-net"
+_NICENESS = 10
 
 
 class Compiler:
@@ -72,7 +73,7 @@ class Compiler:
         environment = {
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             "TMPDIR": folder,
-            # Ray starts meanwhile, and threads of OpenMP would spin.
+            # Threads of OpenMP would spin.
             "OMP_NUM_THREADS": "1",
         }
         self._file = stack.enter_context(TemporaryFile())  # noqa: SIM115
@@ -171,6 +172,8 @@ def _answers(file: IO[bytes], path: str, wanted: Sequence[str]) -> Iterator[str 
 
         weights = load_weights(path)
         yield weights.sha256
+        # Ray starts meanwhile, and has the CPUs first.
+        os.nice(_NICENESS)
         graph = net = None
         if POSE in wanted:
             from cpm_core.keypoints import THREAD_BATCHES
