@@ -65,7 +65,7 @@ def main() -> None:
     add("--driver-per-shard", type=float, default=0.006, help="measured: benchmarks/curves.py")
     add("--commit-per-part", type=float, default=0.1, help="assumed: a PUT of 0.3 MB and its row")
     add("--commits-at-once", type=int, default=4, help="per GPU, as pipeline/cluster.py")
-    add("--planned-per-second", type=float, default=26e3, help="measured: benchmarks/scale.py")
+    add("--planned-per-second", type=float, default=33e3, help="measured: benchmarks/scale.py")
     options = parser.parse_args()
     print("| GPUs | drivers | images/s | limited by | used: | hours | parts | planning, h |")
     print("|---:|---:|---:|---|---|---:|---:|---:|")
