@@ -43,6 +43,9 @@ _NOTES_S = 5.0
 _LOOK_EVERY_S = 10.0
 _PATIENCE_S = 60.0
 _WAIT_S = 1.0
+_LAST_WORDS_S = 10.0
+"""For the answers of an actor that is dead; the other calls end with it."""
+
 _AT_START = "raised in its creation task"
 
 
@@ -277,9 +280,16 @@ class Flow:
         over, _ = ray.wait(waiting, timeout=_WAIT_S, fetch_local=False)
         if over:
             over, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
-        # A worker's death comes last: who had its answer before is not to be taken for its victim,
-        # nor for its cause.
-        return sorted(over, key=lambda call: call == self._calls[call][1].life)
+        # A worker's death comes last, after all that it was asked: an answer may arrive later than
+        # that news, and who has one is not to be taken for its victim, nor for its cause.
+        deaths = [call for call in over if call == self._calls[call][1].life]
+        asked = [call for death in deaths for call in self._calls[death][1].calls]
+        if asked:
+            asked, _ = ray.wait(
+                asked, num_returns=len(asked), timeout=_LAST_WORDS_S, fetch_local=False
+            )
+        others = (call for call in over if call not in deaths)
+        return list(dict.fromkeys([*others, *asked, *deaths]))
 
     def _take(self, call: Any) -> Outcome | None:
         """Move a shard on; an outcome if it was its last stage."""
@@ -297,8 +307,12 @@ class Flow:
                 self._lost(pool, member, error)
             return None
         except RayError as error:
-            # Whatever else Ray says, the actor is gone: also that it was killed for its memory.
-            self._lost(pool, member, error)
+            # Whatever else Ray says, the actor is gone, also that it was killed for its memory; or
+            # it shall be, as when it cannot be reached.
+            if call == member.life:
+                self._lost(pool, member, error)
+            else:
+                kill(member)
             return None
         if isinstance(answer, str):
             pool.started(member, answer)
