@@ -1,4 +1,4 @@
-"""Small videos, made as they are needed, and what is in them."""
+"""Small videos, made as they are needed, what is in them, and what is read of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import InputError
+from pipeline.ranges import plan_ranges
+from pipeline.reader import VideoReader
+from pipeline.video import Frame, Range
+from tests.pipeline.conftest import OPTIONS
+
 SIZE = (64, 48)
+MOST = 10_000_000
 
 
 def write_video(
@@ -86,3 +93,31 @@ def write_audio(path: Path) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def read(
+    uri: str | Path, ranges: list[Range], fps: float | None = None
+) -> tuple[list[Frame], list[str]]:
+    """All frames of all ranges, and the codes of the ranges' failures."""
+    frames: list[Frame] = []
+    codes: list[str] = []
+    for wanted in ranges:
+        # Each for itself, as decoders on many machines read them.
+        read_on(VideoReader(OPTIONS, fps, MOST), uri, wanted, frames, codes)
+    return frames, codes
+
+
+def read_on(
+    reader: VideoReader, uri: str | Path, wanted: Range, frames: list[Frame], codes: list[str]
+) -> None:
+    """Add what a reader finds in a range."""
+    try:
+        for frame in reader.frames(str(uri), wanted):
+            frames.append(frame)
+    except InputError as error:
+        codes.append(error.code)
+
+
+def cut(uri: str | Path, largest: int, fps: float | None = None) -> list[Range]:
+    """The ranges of a video."""
+    return plan_ranges(str(uri), OPTIONS, largest, fps)
