@@ -35,12 +35,11 @@ _ROWS = 20_000
 """Inputs that are written, and read, at once."""
 _MEMORY = 512
 """MiB that DuckDB may take before it spills."""
-_INPUT_COLUMNS = ("uri", "kind", "size", "etag", "mtime", "boxes")
 _LISTED = pa.schema(
     [
         pa.field("part", pa.int64(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
-        *(schema.MANIFEST.field(name) for name in _INPUT_COLUMNS),
+        *(schema.MANIFEST.field(name) for name in Input._fields if name != "bad_name"),
         pa.field("bad_name", pa.bool_(), nullable=False),
     ]
 )

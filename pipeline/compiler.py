@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from cpm_core import cpu
 from cpm_core.errors import CpmError
+from pipeline import children
 from pipeline.errors import PosemillError, UsageError
 
 if TYPE_CHECKING:
@@ -70,28 +71,15 @@ class Compiler:
         path = stack.enter_context(self._weights.path())
         # Whatever happens to the child, its files go.
         folder = stack.enter_context(TemporaryDirectory(prefix="posemill-networks-"))
-        environment = {
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "TMPDIR": folder,
-            # Threads of OpenMP would spin.
-            "OMP_NUM_THREADS": "1",
-        }
+        # Threads of OpenMP would spin.
+        environment = {"TMPDIR": folder, "OMP_NUM_THREADS": "1"}
         self._file = stack.enter_context(TemporaryFile())  # noqa: SIM115
         read_end, write_end = os.pipe()
         self._answers = stack.enter_context(os.fdopen(read_end, "rb"))
         with open(write_end, "wb"):
             handed = write_end, self._file.fileno()
-            command = [sys.executable, "-m", "pipeline.compiler", *map(str, handed)]
-            process = subprocess.Popen(
-                [*command, path, *self._wanted],
-                pass_fds=handed,
-                stdin=subprocess.DEVNULL,
-                # What libraries print is for the log.
-                stdout=2,
-                # Ctrl-C is for the parent, which ends its child.
-                process_group=0,
-                env=os.environ | environment,
-            )
+            words = str(path), *self._wanted
+            process = children.start("pipeline.compiler", words, handed, environment)
         self._process = stack.enter_context(process)
         stack.callback(process.kill)
 
@@ -151,7 +139,7 @@ def _failure(what: str) -> PosemillError:
 def _post_mortem(code: int) -> str:
     if code == -signal.SIGKILL:
         return "was killed, as happens when the machine is short of memory"
-    return f"died: {signal.strsignal(-code) if code < 0 else f'exit code {code}'}"
+    return f"died: {children.cause_of_death(code)}"
 
 
 def main() -> None:

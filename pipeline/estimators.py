@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cpm_core import cpu
 from cpm_core.decode import Refinement
@@ -12,6 +12,7 @@ from cpm_core.keypoints import KeypointEstimator, Precision
 
 if TYPE_CHECKING:
     from cpm_core.compiled import Graph
+    from pipeline.weights import WeightsFile
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,21 @@ class EstimatorSpec:
     sha256: str
     file: bytes = field(repr=False)
     graph: Graph | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        weights: WeightsFile,
+        settings: EstimatorSettings,
+        device: str,
+        threads: int,
+        graph: Graph | None,
+    ) -> Self:
+        """For workers that are laid out so; on GPUs PyTorch computes. Raises UsageError where the
+        weights' file has changed meanwhile."""
+        graph = graph if device == "cpu" else None
+        content = weights.content()
+        return cls(settings, device, threads, weights.info, weights.sha256, content, graph)
 
     def build(self) -> KeypointEstimator:
         """The estimator."""

@@ -68,16 +68,10 @@ class Executor:
         num_keypoints = len(self.inputs.weights.info.skeleton)
         self._empty = schema.annotation_table(num_keypoints).empty_table()
         graph, net = self.inputs.compiler.networks()
-        decoder, weights, device = self.inputs.decoder, self.inputs.weights, self.layout.device
+        decoder, layout = self.inputs.decoder, self.layout
         self.decoder = ray.put(replace(decoder, people=replace(decoder.people, net=net)))
-        spec = EstimatorSpec(
-            self.inputs.estimator,
-            device,
-            self.layout.threads,
-            weights.info,
-            weights.sha256,
-            weights.content(),
-            graph if device == "cpu" else None,
+        spec = EstimatorSpec.of(
+            self.inputs.weights, self.inputs.estimator, layout.device, layout.threads, graph
         )
         self.estimator = ray.put(spec)
         self._flow: Flow | None = None

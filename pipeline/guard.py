@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from pipeline import children
 from pipeline.errors import InputError, PosemillError
 from pipeline.messages import (
     OUT_OF_MEMORY,
@@ -182,8 +182,7 @@ class Decoder:
                 "out_of_memory",
                 "the decoder was killed, as happens when the machine is short of it",
             )
-        named = code is not None and code < 0
-        reason = signal.strsignal(-code) if named else f"exit code {code}"  # type: ignore[operator]
+        reason = children.cause_of_death(code)
         return InputError("worker_crashed", f"the decoder process died: {reason}")
 
     def _start(self) -> Line:
@@ -213,24 +212,14 @@ class Decoder:
         self._reading = mmap.mmap(shared, 1)
         handed = theirs.fileno(), read_end, shared
         self._line.wait_at_most(self.config.max_seconds + _START_SECONDS)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decoder", *map(str, handed)],
-            pass_fds=handed,
-            stdin=subprocess.DEVNULL,
-            # What libraries print is for the log; standard output is for results.
-            stdout=2,
-            # Ctrl-C is for the parent, which ends its children.
-            process_group=0,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-                # Every thread's arena would take address space, which --max-memory limits.
-                "MALLOC_ARENA_MAX": "2",
-                # OpenCV reads these when it is imported. A file may show it another size than it
-                # shows Pillow; and what is wrong with a picture stands in its row, not in the log.
-                "OPENCV_IO_MAX_IMAGE_PIXELS": str(self.config.max_pixels),
-                "OPENCV_LOG_LEVEL": "SILENT",
-            },
-        )
+        environment = {
+            # Every thread's arena would take address space, which --max-memory limits.
+            "MALLOC_ARENA_MAX": "2",
+            # OpenCV reads these when it is imported. A file may show it another size than it
+            # shows Pillow; and what is wrong with a picture stands in its row, not in the log.
+            "OPENCV_IO_MAX_IMAGE_PIXELS": str(self.config.max_pixels),
+            "OPENCV_LOG_LEVEL": "SILENT",
+        }
+        self._process = children.start("pipeline.decoder", (), handed, environment)
         self._fresh = True
         return self._line

@@ -33,7 +33,7 @@ _MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
 
 
 class Input(NamedTuple):
-    """One picture or video, before it is planned.
+    """One picture or video, before it is planned; a tuple, as millions are listed.
 
     With `bad_name`, the file's name is not UTF-8, and `uri` is a readable substitute.
     """

@@ -65,7 +65,7 @@ class ManifestWriter:
         """Append a shard."""
         if self._writer is None:
             self._buffer = io.BytesIO()
-            # Dictionaries of a hundred values each take half of the time, and room besides.
+            # To make dictionaries of a hundred values each would double the time, and take room.
             self._writer = pq.ParquetWriter(
                 self._buffer, schema.MANIFEST, compression="zstd", use_dictionary=False
             )

@@ -33,7 +33,7 @@ from pipeline.training.tidy import tidy
 _POLL_S = 1.0
 _RAY_TIMEOUT_S = 120.0
 
-_LOOK_EVERY_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
+_LOOK_EVERY_S = 0.5
 """Ray Train's controller takes one report of each worker whenever it looks, by itself every two
 seconds: checkpoints in quick succession, and the end of a run, would wait for that."""
 
@@ -151,7 +151,7 @@ class _Run:
         settings = self.settings
         least, most = settings.worker_range
         resources = self._resources()
-        os.environ.setdefault(*_LOOK_EVERY_S)
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_LOOK_EVERY_S))
         inputs = WorkerInputs(
             samples=absolute(settings.samples),
             options=self.options,

@@ -1,4 +1,4 @@
-"""Places to test storage on: a local folder, the same as file://, and S3 (moto)."""
+"""Places to test storage on: a local folder, the same as file://, and S3 (moto); tiny weights."""
 
 from __future__ import annotations
 
@@ -116,3 +116,19 @@ def expand(
     for name in names:
         for part in named(name, options, boxes, passed).parts:
             yield from part()
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """Weights of a tiny network."""
+    # Few tests want them, and PyTorch takes long to import.
+    from cpm_core.config import preset
+    from cpm_core.info import WeightsInfo
+    from cpm_core.model import Cpm
+    from cpm_core.skeleton import load_skeleton
+    from cpm_core.weights import save_weights
+
+    config = preset("cpm-lite", input_size=64, stages=1)
+    path = tmp_path / "good.safetensors"
+    save_weights(path, Cpm(config).eval(), WeightsInfo("tiny", config, load_skeleton("lsp14")))
+    return path

@@ -16,25 +16,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cpm_core import cpu
-from cpm_core.config import preset
 from cpm_core.errors import WeightsError
 from cpm_core.header import KEY
-from cpm_core.info import WeightsInfo
-from cpm_core.model import Cpm
-from cpm_core.skeleton import load_skeleton
-from cpm_core.weights import load_weights, save_weights
+from cpm_core.weights import load_weights
 from pipeline.compiler import Compiler
 from pipeline.errors import PosemillError, UsageError
 from pipeline.storage import StorageOptions
 from pipeline.weights import WeightsFile
-
-
-@pytest.fixture
-def good(tmp_path: Path) -> Path:
-    config = preset("cpm-lite", input_size=64, stages=1)
-    path = tmp_path / "good.safetensors"
-    save_weights(path, Cpm(config).eval(), WeightsInfo("tiny", config, load_skeleton("lsp14")))
-    return path
 
 
 @pytest.fixture(autouse=True)

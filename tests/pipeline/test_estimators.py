@@ -23,6 +23,8 @@ from cpm_core.person_net.compiled import CompiledPersonNet
 from cpm_core.skeleton import load_skeleton
 from cpm_core.weights import load_weights, save_weights
 from pipeline.estimators import EstimatorSettings, EstimatorSpec
+from pipeline.storage import StorageOptions
+from pipeline.weights import WeightsFile
 
 translate = pytest.importorskip("cpm_core.translate", exc_type=ImportError)
 
@@ -49,8 +51,11 @@ def spec_of(
     weights = load_weights(path)
     batch = THREAD_BATCHES[weights.info.config.trunk]
     graph = translate.graph_of(weights, batch) if compiled else None
-    sent = weights.info, weights.sha256, path.read_bytes(), graph
-    return EstimatorSpec(settings, "cpu", threads, *sent)
+    return EstimatorSpec.of(file_of(path), settings, "cpu", threads, graph)
+
+
+def file_of(path: Path) -> WeightsFile:
+    return WeightsFile(str(path), StorageOptions())
 
 
 def crops(count: int, size: int) -> np.ndarray:
@@ -77,6 +82,17 @@ def crops(count: int, size: int) -> np.ndarray:
 def test_who_wants_a_compiled_network(name: str, settings: dict[str, Any], expected: bool) -> None:
     info = WeightsInfo(name, preset(name), load_skeleton("lsp14"))
     assert EstimatorSettings(**settings).want_compiled(info) == expected
+
+
+@pytest.mark.parametrize(("device", "is_compiled"), [("cpu", True), ("cuda", False)])
+def test_who_gets_a_compiled_network(
+    device: str, is_compiled: bool, files: dict[str, Path]
+) -> None:
+    graph = spec_of(files["cpm-lite"], FP32).graph
+    assert graph is not None
+    placed = EstimatorSpec.of(file_of(files["cpm-lite"]), FP32, device, 2, graph)
+    assert (placed.device, placed.threads) == (device, 2)
+    assert (placed.graph is not None) == is_compiled
 
 
 @pytest.mark.parametrize(

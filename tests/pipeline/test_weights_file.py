@@ -12,10 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cpm_core.config import preset
-from cpm_core.info import WeightsInfo
 from cpm_core.model import Cpm
-from cpm_core.skeleton import load_skeleton
 from cpm_core.weights import save_weights
 from pipeline.annotate import annotate
 from pipeline.config import AnnotateSettings
@@ -25,14 +22,6 @@ from pipeline.storage import StorageOptions
 from pipeline.weights import WeightsFile, read_weights
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def good(tmp_path: Path) -> Path:
-    config = preset("cpm-lite", input_size=64, stages=1)
-    path = tmp_path / "good.safetensors"
-    save_weights(path, Cpm(config).eval(), WeightsInfo("tiny", config, load_skeleton("lsp14")))
-    return path
 
 
 @pytest.fixture
